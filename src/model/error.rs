@@ -1,0 +1,69 @@
+//! What can go wrong with a model.
+
+use std::path::PathBuf;
+
+use super::pct_net::ConfigError;
+use crate::imaging::ImagingError;
+
+/// An error of the model layer.
+#[derive(Debug, thiserror::Error)]
+pub enum ModelError {
+    /// A file could not be read or written.
+    #[error("{path}: {source}")]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// A model directory's manifest or weights are not usable.
+    #[error("model {path}: {reason}")]
+    BadModel {
+        /// The model directory or a file in it.
+        path: PathBuf,
+        /// What is wrong and what to do.
+        reason: String,
+    },
+    /// An architecture that cannot be built.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// A label schema that cannot be used.
+    #[error(transparent)]
+    Schema(#[from] super::schema::SchemaError),
+    /// An image or label could not be used.
+    #[error(transparent)]
+    Imaging(#[from] ImagingError),
+    /// The device that was asked for is not there.
+    #[error("device {device}: {reason}. Use --device cpu, or --device auto to take the CPU when there is no GPU")]
+    Device {
+        /// As asked for.
+        device: String,
+        /// Why it cannot be used.
+        reason: String,
+    },
+    /// The data cannot be trained on.
+    #[error("cannot train: {0}")]
+    Data(String),
+    /// The loss stopped being a number.
+    #[error("training diverged at step {step}: the loss is {loss}; nothing was published. Lower the learning rate or check the labels")]
+    Diverged {
+        /// The step.
+        step: usize,
+        /// The loss.
+        loss: f32,
+    },
+    /// The caller asked to stop.
+    #[error("stopped on request")]
+    Stopped,
+}
+
+impl ModelError {
+    pub(crate) fn io(path: impl Into<PathBuf>) -> impl FnOnce(std::io::Error) -> Self {
+        let path = path.into();
+        move |source| Self::Io { path, source }
+    }
+
+    pub(crate) fn bad(path: impl Into<PathBuf>, reason: impl ToString) -> Self {
+        Self::BadModel { path: path.into(), reason: reason.to_string() }
+    }
+}

@@ -1,0 +1,1 @@
+//! Plain CPU kernels on float32 slices.

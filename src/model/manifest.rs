@@ -1,0 +1,212 @@
+//! A model directory: `manifest.json` (what the network is and what it needs) beside `weights.safetensors`.
+
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use super::error::ModelError;
+use super::pct_net::PctNetConfig;
+use super::schema::LabelSchema;
+use super::weights::{self, State};
+
+/// The only manifest format so far.
+const FORMAT: u32 = 1;
+/// File names of a model directory.
+const MANIFEST: &str = "manifest.json";
+const WEIGHTS: &str = "weights.safetensors";
+
+/// What a model is, what it expects and where it comes from.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Manifest {
+    /// Format of this file.
+    pub format: u32,
+    /// Name of the model, without version.
+    pub name: String,
+    /// Architecture.
+    pub network: PctNetConfig,
+    /// Structures that the model segments, in class order.
+    pub labels: LabelSchema,
+    /// How an image becomes network input.
+    pub preprocessing: Preprocessing,
+    /// Side lengths `[depth, height, width]` of the sliding window, in voxels after resampling.
+    pub patch: [usize; 3],
+    /// Whether the weights have learned anything; an untrained model only starts a project.
+    pub trained: bool,
+    /// SHA-256 of the weights file, hexadecimal.
+    pub weights_sha256: String,
+    /// Where the weights come from.
+    pub lineage: Lineage,
+}
+
+/// How an image becomes network input. Axes are `[z, y, x]` after turning the image to LPS order.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Preprocessing {
+    /// Voxel spacing to resample to, `[z, y, x]`; absent: the image's own.
+    pub spacing_mm: Option<[f64; 3]>,
+    /// HU range that is mapped to [-1, 1]; values outside are clipped.
+    pub hu_window: [f32; 2],
+}
+
+impl Default for Preprocessing {
+    /// The window that the published pretraining used: [-1000, 1000] HU, no resampling.
+    fn default() -> Self {
+        Self { spacing_mm: None, hu_window: [-1000.0, 1000.0] }
+    }
+}
+
+/// Where weights come from.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Lineage {
+    /// SHA-256 of the weights that training started from.
+    pub parent_sha256: Option<String>,
+    /// What made these weights: "initialised", "converted", "trained".
+    pub made_by: String,
+    /// Version of Fewlabel that made them.
+    pub code_version: String,
+    /// Seed of initialisation and training.
+    pub seed: Option<u64>,
+    /// Training steps behind these weights.
+    pub steps: Option<usize>,
+    /// Mean foreground Dice on the validation cases.
+    pub validation_dice: Option<f64>,
+    /// SHA-256 of the label files learned from.
+    #[serde(default)]
+    pub label_sha256: Vec<String>,
+}
+
+impl Lineage {
+    /// A lineage made by this version of the program.
+    pub fn made_by(what: &str) -> Self {
+        Self {
+            made_by: what.to_owned(),
+            code_version: env!("CARGO_PKG_VERSION").to_owned(),
+            ..Self::default()
+        }
+    }
+}
+
+/// Everything of a manifest but the hash, which comes from the weights.
+#[derive(Debug, Clone)]
+pub struct ModelDescription {
+    /// See [`Manifest::name`].
+    pub name: String,
+    /// See [`Manifest::network`].
+    pub network: PctNetConfig,
+    /// See [`Manifest::labels`].
+    pub labels: LabelSchema,
+    /// See [`Manifest::preprocessing`].
+    pub preprocessing: Preprocessing,
+    /// See [`Manifest::patch`].
+    pub patch: [usize; 3],
+    /// See [`Manifest::trained`].
+    pub trained: bool,
+    /// See [`Manifest::lineage`].
+    pub lineage: Lineage,
+}
+
+impl Manifest {
+    /// Reads and checks the manifest of a model directory.
+    pub fn read(dir: &Path) -> Result<Self, ModelError> {
+        let path = dir.join(MANIFEST);
+        let text = std::fs::read(&path).map_err(ModelError::io(&path))?;
+        let manifest: Self =
+            serde_json::from_slice(&text).map_err(|e| ModelError::bad(&path, e))?;
+        manifest.check(&path)?;
+        Ok(manifest)
+    }
+
+    fn check(&self, path: &Path) -> Result<(), ModelError> {
+        if self.format != FORMAT {
+            let reason = format!("format {} is not known here; this version reads {FORMAT}", self.format);
+            return Err(ModelError::bad(path, reason));
+        }
+        self.network.validate()?;
+        self.network.check_patch(self.patch)?;
+        if self.network.class_num != self.labels.class_count() {
+            let reason = format!(
+                "the network has {} classes, but background and {} labels make {}",
+                self.network.class_num,
+                self.labels.names().len(),
+                self.labels.class_count()
+            );
+            return Err(ModelError::bad(path, reason));
+        }
+        let [low, high] = self.preprocessing.hu_window;
+        if !(low.is_finite() && high.is_finite() && low < high) {
+            return Err(ModelError::bad(path, "hu_window must be two increasing numbers"));
+        }
+        let bad_spacing = |s: &f64| !(s.is_finite() && *s > 0.01 && *s < 100.0);
+        if self.preprocessing.spacing_mm.iter().flatten().any(bad_spacing) {
+            return Err(ModelError::bad(path, "spacing_mm must be between 0.01 and 100"));
+        }
+        Ok(())
+    }
+
+    /// The weights file of a model directory.
+    pub fn weights_path(dir: &Path) -> PathBuf {
+        dir.join(WEIGHTS)
+    }
+
+    /// Reads the weights and compares them with the manifest's hash.
+    pub fn read_weights(&self, dir: &Path) -> Result<State, ModelError> {
+        let path = Self::weights_path(dir);
+        let bytes = std::fs::read(&path).map_err(ModelError::io(&path))?;
+        if weights::sha256_hex(&bytes) != self.weights_sha256 {
+            let reason = "the weights are not those of the manifest (SHA-256 differs); copy the model again";
+            return Err(ModelError::bad(path, reason));
+        }
+        weights::parse(&bytes).map_err(|reason| ModelError::bad(path, reason))
+    }
+}
+
+/// Writes a model directory. `dir` appears whole or not at all; it must not exist yet.
+pub fn write_model(
+    dir: &Path,
+    description: &ModelDescription,
+    state: &State,
+) -> Result<Manifest, ModelError> {
+    if dir.exists() {
+        let reason = "it is there already; models are never overwritten. Name another directory";
+        return Err(ModelError::bad(dir, reason));
+    }
+    let bytes = weights::serialise(state).map_err(|reason| ModelError::bad(dir, reason))?;
+    let manifest = Manifest {
+        format: FORMAT,
+        name: description.name.clone(),
+        network: description.network.clone(),
+        labels: description.labels.clone(),
+        preprocessing: description.preprocessing.clone(),
+        patch: description.patch,
+        trained: description.trained,
+        weights_sha256: weights::sha256_hex(&bytes),
+        lineage: description.lineage.clone(),
+    };
+    manifest.check(dir)?;
+    let parent = match dir.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    };
+    std::fs::create_dir_all(parent).map_err(ModelError::io(parent))?;
+    let staged = tempfile::Builder::new()
+        .prefix(".model-")
+        .tempdir_in(parent)
+        .map_err(ModelError::io(parent))?;
+    let text = serde_json::to_vec_pretty(&manifest).map_err(|e| ModelError::bad(dir, e))?;
+    for (name, content) in [(WEIGHTS, &bytes), (MANIFEST, &text)] {
+        let path = staged.path().join(name);
+        write_synced(&path, content).map_err(ModelError::io(&path))?;
+    }
+    let staged = staged.keep();
+    std::fs::rename(&staged, dir).map_err(|source| {
+        let _ = std::fs::remove_dir_all(&staged); // the error that matters is the rename's
+        ModelError::Io { path: dir.to_owned(), source }
+    })?;
+    Ok(manifest)
+}
+
+fn write_synced(path: &Path, content: &[u8]) -> std::io::Result<()> {
+    use std::io::Write;
+    let mut file = std::fs::File::create(path)?;
+    file.write_all(content)?;
+    file.sync_all()
+}

@@ -1,0 +1,177 @@
+//! Parity with the published network: outputs, loss, gradients and one optimiser step of the reference fixtures.
+//!
+//! The fixtures were computed with the original code in PyTorch. They lie outside the project; without them these tests
+//! say so and pass. `FEWLABEL_SHARED` names their folder, else `../shared` beside the checkout.
+
+use std::path::PathBuf;
+
+use burn::backend::Autodiff;
+use burn::module::AutodiffModule;
+use burn::optim::{GradientsParams, Optimizer};
+use burn::tensor::{Tensor, TensorData};
+use burn_flex::Flex;
+
+use super::loss::{Target, deep_supervised, dice_and_cross_entropy};
+use super::pct_net::{DropoutStream, Mode, PctNet, PctNetConfig};
+use super::train::adam;
+use super::weights::{HostTensor, State, export, import, parse, read_checkpoint, to_f32};
+
+fn shared(path: &str) -> Option<PathBuf> {
+    let root = std::env::var_os("FEWLABEL_SHARED")
+        .map_or_else(|| PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../shared"), PathBuf::from);
+    let path = root.join(path);
+    if !path.exists() {
+        eprintln!("skipped: {} is not there", path.display());
+        return None;
+    }
+    Some(path)
+}
+
+struct Fixture {
+    config: PctNetConfig,
+    facts: serde_json::Value,
+    weights: State,
+    reference: State,
+}
+
+fn fixture(name: &str) -> Option<Fixture> {
+    let dir = shared("fixtures/pctnet")?;
+    let json = std::fs::read(dir.join(format!("{name}.json"))).unwrap();
+    Some(Fixture {
+        config: serde_json::from_slice(&json).unwrap(),
+        facts: serde_json::from_slice(&json).unwrap(),
+        weights: read_checkpoint(&dir.join(format!("{name}.pt"))).unwrap(),
+        reference: parse(&std::fs::read(dir.join(format!("{name}.safetensors"))).unwrap()).unwrap(),
+    })
+}
+
+fn network<B: super::kernels::Kernels>(fixture: &Fixture) -> PctNet<B> {
+    let net = PctNet::<B>::new(&fixture.config, 0, &Default::default()).unwrap();
+    let (net, report) = import(net, &fixture.weights, fixture.config.resolution_mode);
+    assert!(report.missing.is_empty() && report.reshaped.is_empty(), "{report:?}");
+    assert_eq!(report.encoder_coverage, 1.0);
+    net
+}
+
+fn tensor<B: burn::tensor::backend::Backend, const D: usize>(t: &HostTensor) -> Tensor<B, D> {
+    Tensor::from_data(TensorData::new(t.values.clone(), t.shape.clone()), &Default::default())
+}
+
+/// Largest absolute difference of logits to the reference, which holds every `stride`-th voxel per axis.
+fn difference(logits: Tensor<Flex, 5>, reference: &HostTensor, stride: usize) -> f32 {
+    let [b, c, d, h, w] = logits.dims();
+    let values = to_f32(logits.into_data());
+    let mut expected = reference.values.iter();
+    let mut worst = 0f32;
+    for outer in 0..b * c {
+        for z in (0..d).step_by(stride) {
+            for y in (0..h).step_by(stride) {
+                for x in (0..w).step_by(stride) {
+                    let got = values[((outer * d + z) * h + y) * w + x];
+                    worst = worst.max((got - expected.next().unwrap()).abs());
+                }
+            }
+        }
+    }
+    assert!(expected.next().is_none());
+    worst
+}
+
+fn outputs_match(name: &str) {
+    let Some(fixture) = fixture(name) else { return };
+    let net = network::<Flex>(&fixture);
+    let input = tensor(&fixture.reference["input"]);
+    for (i, logits) in net.forward(input, Mode::Eval).into_iter().enumerate() {
+        let stride = fixture.facts["logits_stride"][i].as_u64().unwrap() as usize;
+        let worst = difference(logits, &fixture.reference[&format!("logits{i}")], stride);
+        eprintln!("{name} output {i}: largest difference {worst:e}");
+        assert!(worst <= 1e-4, "{name} output {i}: {worst}");
+    }
+}
+
+#[test]
+fn outputs_of_mode_0() {
+    outputs_match("mode0_32x32x32");
+}
+
+#[test]
+fn outputs_of_mode_1_small() {
+    outputs_match("mode1_32x64x64");
+}
+
+#[test]
+fn outputs_of_mode_1() {
+    outputs_match("mode1_64x128x128");
+}
+
+#[test]
+fn outputs_of_mode_2() {
+    outputs_match("mode2_16x64x64");
+}
+
+#[test]
+fn loss_gradients_and_one_step() {
+    type A = Autodiff<Flex>;
+    let Some(fixture) = fixture("mode1_32x64x64") else { return };
+    let fact = |name: &str| fixture.facts[name].as_f64().unwrap();
+    let net = network::<A>(&fixture);
+    let input = &fixture.reference["input"];
+    let label = &fixture.reference["label"];
+    let size = [label.shape[1], label.shape[2], label.shape[3]];
+    let labels: Vec<u8> = label.values.iter().map(|&v| v as u8).collect();
+    let known = vec![vec![true; fixture.config.class_num]; label.shape[0]];
+
+    let off = DropoutStream::off();
+    let target = Target::<A>::new(&labels, size, &known, &Default::default());
+    let logits = net.forward(tensor(input), Mode::Train(&off));
+    let loss = deep_supervised(&logits, &target);
+    let value = f64::from(loss.clone().into_scalar());
+    eprintln!("loss {value}, reference {}", fact("loss_deep_supervised"));
+    assert!((value - fact("loss_deep_supervised")).abs() < 1e-4);
+
+    let grads = GradientsParams::from_grads(loss.backward(), &net);
+    let by_name = gradients(&net, &grads, fixture.config.resolution_mode);
+    for (name, expected) in fixture.reference.iter().filter(|(name, _)| name.starts_with("grad.")) {
+        let got = &by_name[name.strip_prefix("grad.").unwrap()];
+        let largest = expected.values.iter().fold(0f32, |m, v| m.max(v.abs()));
+        let worst = got
+            .iter()
+            .zip(&expected.values)
+            .fold(0f32, |m, (a, b)| m.max((a - b).abs()));
+        eprintln!("{name}: relative difference {:e}", worst / largest);
+        assert!(worst / largest < 1e-3, "{name}: {worst} of {largest}");
+    }
+    let norm = by_name.values().flatten().map(|v| f64::from(*v).powi(2)).sum::<f64>().sqrt();
+    assert!((norm / fact("grad_norm_total") - 1.0).abs() < 1e-3, "{norm}");
+
+    let net = adam(1e-5).init().step(1e-3, net, grads).valid();
+    let target = Target::<Flex>::new(&labels, size, &known, &Default::default());
+    let logits = net.forward(tensor(input), Mode::Eval);
+    let after = f64::from(deep_supervised(&logits, &target).into_scalar());
+    let single = f64::from(dice_and_cross_entropy(logits[0].clone(), &target).into_scalar());
+    eprintln!("after one step: {after} and {single}");
+    assert!((after - fact("loss_eval_after_one_adam_step")).abs() < 1e-3);
+    assert!((single - fact("loss_single_scale_after_step")).abs() < 1e-3);
+}
+
+/// Gradients by published name, through a network that carries them in place of its parameters.
+fn gradients(
+    net: &PctNet<Autodiff<Flex>>,
+    grads: &GradientsParams,
+    mode: u8,
+) -> std::collections::BTreeMap<String, Vec<f32>> {
+    struct Replace<'a>(&'a GradientsParams);
+    impl burn::module::ModuleMapper<Flex> for Replace<'_> {
+        fn map_float<const D: usize>(
+            &mut self,
+            param: burn::module::Param<Tensor<Flex, D>>,
+        ) -> burn::module::Param<Tensor<Flex, D>> {
+            let (id, tensor, mapper) = param.consume();
+            let grad = self.0.get::<Flex, D>(id).unwrap_or_else(|| tensor.zeros_like());
+            burn::module::Param::from_mapped_value(id, grad, mapper)
+        }
+    }
+    use burn::module::Module;
+    let carrier = net.valid().map(&mut Replace(grads));
+    export(&carrier, mode).into_iter().map(|(name, t)| (name, t.values)).collect()
+}

@@ -1,0 +1,355 @@
+//! The small layers that PCT-Net is made of. Tensors and parameters keep PyTorch's layouts, so that checkpoints fit as they are.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use burn::module::{Module, Param, RunningState};
+use burn::tensor::{Tensor, TensorData, activation, backend::Backend};
+
+use crate::model::kernels::{Kernels, NORM_EPSILON, raw, wrap};
+use crate::rng::Rng;
+
+/// Weight of the newest batch in the running statistics, as in the published network.
+const RUNNING_MOMENTUM: f64 = 0.1;
+
+/// How a forward pass behaves.
+#[derive(Clone, Copy)]
+pub enum Mode<'a> {
+    /// Running statistics, no dropout.
+    Eval,
+    /// The batch's statistics, dropout drawn from the stream.
+    Train(&'a DropoutStream),
+}
+
+/// Seeds of the dropout masks of one training step: the same seed gives the same masks.
+pub struct DropoutStream {
+    seed: u64,
+    drawn: AtomicU64,
+    enabled: bool,
+}
+
+impl DropoutStream {
+    /// Masks that depend on `seed` alone.
+    pub fn new(seed: u64) -> Self {
+        Self { seed, drawn: AtomicU64::new(0), enabled: true }
+    }
+
+    /// Nothing is dropped.
+    pub fn off() -> Self {
+        Self { seed: 0, drawn: AtomicU64::new(0), enabled: false }
+    }
+
+    fn next(&self) -> Rng {
+        Rng::new(self.seed, self.drawn.fetch_add(1, Ordering::Relaxed))
+    }
+}
+
+/// Sets each value to zero with probability `p` in training and scales the others by `1 / (1 - p)`.
+pub fn dropout<B: Backend, const D: usize>(x: Tensor<B, D>, p: f64, mode: Mode) -> Tensor<B, D> {
+    let dims = x.dims();
+    mask(x, dims, p, mode)
+}
+
+/// Drops a whole sample of a residual branch with probability `p` in training. `x` is `[batch, tokens, channels]`.
+pub fn drop_path<B: Backend>(x: Tensor<B, 3>, p: f64, mode: Mode) -> Tensor<B, 3> {
+    let batch = x.dims()[0];
+    mask(x, [batch, 1, 1], p, mode)
+}
+
+fn mask<B: Backend, const D: usize>(
+    x: Tensor<B, D>,
+    shape: [usize; D],
+    p: f64,
+    mode: Mode,
+) -> Tensor<B, D> {
+    let Mode::Train(stream) = mode else { return x };
+    if p == 0.0 || !stream.enabled {
+        return x;
+    }
+    let keep = stream.next().bernoulli_mask(shape.iter().product(), 1.0 - p);
+    let mask = Tensor::from_data(TensorData::new(keep, shape), &x.device());
+    x * mask
+}
+
+/// 3D convolution, stride 1, size kept. Weight `[out, in, kd, kh, kw]`.
+#[derive(Module, Debug)]
+pub struct Conv3d<B: Backend> {
+    weight: Param<Tensor<B, 5>>,
+    bias: Param<Tensor<B, 1>>,
+}
+
+impl<B: Kernels> Conv3d<B> {
+    pub fn new(input: usize, output: usize, kernel: [usize; 3], init: &mut Init<B>) -> Self {
+        let fan_in = input * kernel.iter().product::<usize>();
+        let [kd, kh, kw] = kernel;
+        Self {
+            weight: init.uniform([output, input, kd, kh, kw], fan_in),
+            bias: init.uniform([output], fan_in),
+        }
+    }
+
+    pub fn forward(&self, x: Tensor<B, 5>) -> Tensor<B, 5> {
+        wrap(B::same_conv3d(raw(x), raw(self.weight.val()), raw(self.bias.val())))
+    }
+
+    /// Convolution of `prelu(x * scale + shift)`, for inference.
+    fn forward_activated(&self, x: Tensor<B, 5>, affine: Affine<B>, act: &PRelu<B>) -> Tensor<B, 5> {
+        wrap(B::scale_prelu_conv3d(
+            raw(x),
+            raw(affine.scale),
+            raw(affine.shift),
+            raw(act.weight.val()),
+            raw(self.weight.val()),
+            raw(self.bias.val()),
+        ))
+    }
+}
+
+/// PReLU with one slope for all channels.
+#[derive(Module, Debug)]
+pub struct PRelu<B: Backend> {
+    weight: Param<Tensor<B, 1>>,
+}
+
+impl<B: Backend> PRelu<B> {
+    pub fn new(init: &Init<B>) -> Self {
+        Self { weight: init.constant(1, 0.25) }
+    }
+}
+
+/// Batch normalisation. In training it uses the batch's statistics and updates the running ones with the unbiased
+/// variance, as PyTorch does (burn's own takes the biased one).
+#[derive(Module, Debug)]
+pub struct BatchNorm<B: Backend> {
+    weight: Param<Tensor<B, 1>>,
+    bias: Param<Tensor<B, 1>>,
+    running_mean: RunningState<Tensor<B, 1>>,
+    running_var: RunningState<Tensor<B, 1>>,
+}
+
+/// Batch normalisation with running statistics as one multiply-add per channel.
+struct Affine<B: Backend> {
+    scale: Tensor<B, 1>,
+    shift: Tensor<B, 1>,
+}
+
+impl<B: Kernels> BatchNorm<B> {
+    pub fn new(channels: usize, init: &Init<B>) -> Self {
+        Self {
+            weight: init.constant(channels, 1.0),
+            bias: init.constant(channels, 0.0),
+            running_mean: RunningState::new(Tensor::zeros([channels], &init.device)),
+            running_var: RunningState::new(Tensor::ones([channels], &init.device)),
+        }
+    }
+
+    fn affine(&self) -> Affine<B> {
+        let scale = self.weight.val() / (self.running_var.value() + NORM_EPSILON).sqrt();
+        let shift = self.bias.val() - self.running_mean.value() * scale.clone();
+        Affine { scale, shift }
+    }
+
+    /// Normalisation and PReLU.
+    pub fn forward(&self, x: Tensor<B, 5>, act: &PRelu<B>, mode: Mode) -> Tensor<B, 5> {
+        match mode {
+            Mode::Eval => {
+                let affine = self.affine();
+                wrap(B::scale_prelu(
+                    raw(x),
+                    raw(affine.scale),
+                    raw(affine.shift),
+                    raw(act.weight.val()),
+                ))
+            }
+            Mode::Train(_) => {
+                let [batch, _, depth, height, width] = x.dims();
+                let count = (batch * depth * height * width) as f64;
+                let (y, mean, variance) = B::batch_norm_prelu(
+                    raw(x),
+                    raw(self.weight.val()),
+                    raw(self.bias.val()),
+                    raw(act.weight.val()),
+                );
+                let unbiased = wrap::<B, 1>(variance) * (count / (count - 1.0).max(1.0));
+                update(&self.running_mean, wrap(mean));
+                update(&self.running_var, unbiased);
+                wrap(y)
+            }
+        }
+    }
+
+    /// Normalisation, PReLU, convolution.
+    pub fn forward_conv(
+        &self,
+        x: Tensor<B, 5>,
+        act: &PRelu<B>,
+        conv: &Conv3d<B>,
+        mode: Mode,
+    ) -> Tensor<B, 5> {
+        match mode {
+            Mode::Eval => conv.forward_activated(x, self.affine(), act),
+            Mode::Train(_) => conv.forward(self.forward(x, act, mode)),
+        }
+    }
+}
+
+fn update<B: Backend>(running: &RunningState<Tensor<B, 1>>, newest: Tensor<B, 1>) {
+    let old = running.value_sync();
+    running.update((old * (1.0 - RUNNING_MOMENTUM) + newest * RUNNING_MOMENTUM).detach());
+}
+
+/// Transposed convolution whose kernel equals its stride: every input voxel becomes one block of output voxels, so it is
+/// a matrix product and a reshuffle. Weight `[in, out, kd, kh, kw]`.
+#[derive(Module, Debug)]
+pub struct ConvTranspose3d<B: Backend> {
+    weight: Param<Tensor<B, 5>>,
+    bias: Param<Tensor<B, 1>>,
+}
+
+impl<B: Backend> ConvTranspose3d<B> {
+    pub fn new(input: usize, output: usize, kernel: [usize; 3], init: &mut Init<B>) -> Self {
+        let fan_in = output * kernel.iter().product::<usize>();
+        let [kd, kh, kw] = kernel;
+        Self {
+            weight: init.uniform([input, output, kd, kh, kw], fan_in),
+            bias: init.uniform([output], fan_in),
+        }
+    }
+
+    /// `[batch, in, d, h, w]` to `[batch, out, d * kd, h * kh, w * kw]`.
+    pub fn forward(&self, x: Tensor<B, 5>) -> Tensor<B, 5> {
+        let [batch, input, d, h, w] = x.dims();
+        let weight = self.weight.val();
+        let [_, output, kd, kh, kw] = weight.dims();
+        let matrix = weight.reshape([1, input, output * kd * kh * kw]).swap_dims(1, 2);
+        let blocks = matrix.matmul(x.reshape([batch, input, d * h * w]));
+        let y = blocks
+            .reshape([batch, output, kd, kh, kw, d, h, w])
+            .permute([0, 1, 5, 2, 6, 3, 7, 4])
+            .reshape([batch, output, d * kd, h * kh, w * kw]);
+        y + self.bias.val().reshape([1, output, 1, 1, 1])
+    }
+}
+
+/// Fully connected layer. Weight `[out, in]`.
+#[derive(Module, Debug)]
+pub struct Linear<B: Backend> {
+    weight: Param<Tensor<B, 2>>,
+    bias: Param<Tensor<B, 1>>,
+}
+
+impl<B: Backend> Linear<B> {
+    pub fn new(input: usize, output: usize, init: &mut Init<B>) -> Self {
+        Self {
+            weight: init.uniform([output, input], input),
+            bias: init.uniform([output], input),
+        }
+    }
+
+    /// `[a, b, in]` to `[a, b, out]`.
+    pub fn forward(&self, x: Tensor<B, 3>) -> Tensor<B, 3> {
+        let [a, b, input] = x.dims();
+        let weight = self.weight.val();
+        let output = weight.dims()[0];
+        let y = x.reshape([a * b, input]).matmul(weight.transpose());
+        (y + self.bias.val().unsqueeze()).reshape([a, b, output])
+    }
+}
+
+/// Layer normalisation over the last axis.
+#[derive(Module, Debug)]
+pub struct LayerNorm<B: Backend> {
+    weight: Param<Tensor<B, 1>>,
+    bias: Param<Tensor<B, 1>>,
+}
+
+impl<B: Backend> LayerNorm<B> {
+    pub fn new(channels: usize, init: &Init<B>) -> Self {
+        Self { weight: init.constant(channels, 1.0), bias: init.constant(channels, 0.0) }
+    }
+
+    /// `[a, b, channels]`.
+    pub fn forward(&self, x: Tensor<B, 3>) -> Tensor<B, 3> {
+        let centred = x.clone() - x.mean_dim(2);
+        let variance = centred.clone().powi_scalar(2).mean_dim(2);
+        centred / (variance + NORM_EPSILON).sqrt() * self.weight.val().unsqueeze()
+            + self.bias.val().unsqueeze()
+    }
+}
+
+/// Two fully connected layers with GELU (the exact one) between.
+#[derive(Module, Debug)]
+pub struct Mlp<B: Backend> {
+    fc1: Linear<B>,
+    fc2: Linear<B>,
+}
+
+impl<B: Backend> Mlp<B> {
+    pub fn new(channels: usize, hidden: usize, init: &mut Init<B>) -> Self {
+        Self {
+            fc1: Linear::new(channels, hidden, init),
+            fc2: Linear::new(hidden, channels, init),
+        }
+    }
+
+    /// `[a, b, channels]`, same out.
+    pub fn forward(&self, x: Tensor<B, 3>, drop: f64, mode: Mode) -> Tensor<B, 3> {
+        let hidden = dropout(activation::gelu(self.fc1.forward(x)), drop, mode);
+        dropout(self.fc2.forward(hidden), drop, mode)
+    }
+}
+
+/// Draws initial parameters, each from its own numbered stream of one seed.
+pub struct Init<B: Backend> {
+    pub(super) device: B::Device,
+    seed: u64,
+    drawn: u64,
+}
+
+impl<B: Backend> Init<B> {
+    pub fn new(seed: u64, device: &B::Device) -> Self {
+        Self { device: device.clone(), seed, drawn: 0 }
+    }
+
+    fn next(&mut self) -> Rng {
+        self.drawn += 1;
+        Rng::new(self.seed, self.drawn)
+    }
+
+    fn param<const D: usize>(&self, values: Vec<f32>, shape: [usize; D]) -> Param<Tensor<B, D>> {
+        Param::from_data(TensorData::new(values, shape), &self.device)
+    }
+
+    fn constant(&self, len: usize, value: f32) -> Param<Tensor<B, 1>> {
+        self.param(vec![value; len], [len])
+    }
+
+    /// Uniform in +-1/sqrt(fan_in): what PyTorch draws for convolutions and linear layers.
+    fn uniform<const D: usize>(&mut self, shape: [usize; D], fan_in: usize) -> Param<Tensor<B, D>> {
+        let bound = 1.0 / (fan_in as f64).sqrt();
+        let mut rng = self.next();
+        let values = (0..shape.iter().product::<usize>())
+            .map(|_| rng.uniform(-bound, bound) as f32)
+            .collect();
+        self.param(values, shape)
+    }
+
+    /// Normal with mean 0, cut at two standard deviations.
+    pub fn truncated_normal<const D: usize>(
+        &mut self,
+        shape: [usize; D],
+        std: f64,
+    ) -> Param<Tensor<B, D>> {
+        let mut rng = self.next();
+        let values = (0..shape.iter().product::<usize>())
+            .map(|_| {
+                loop {
+                    let value = rng.normal();
+                    if value.abs() <= 2.0 {
+                        break (value * std) as f32;
+                    }
+                }
+            })
+            .collect();
+        self.param(values, shape)
+    }
+}

@@ -1,0 +1,15 @@
+//! PCT-Net: a pyramid of convolutions and windowed attention for 3D segmentation.
+//!
+//! Source: Wang et al., "MIS-FM: 3D Medical Image Segmentation using Foundation Models Pretrained on a Large-Scale
+//! Unannotated Dataset", arXiv 2306.16925, and its published code. Only the embedding and the head of the configured
+//! resolution mode exist here (the published checkpoints hold all three).
+
+mod attention;
+mod blocks;
+mod config;
+mod layers;
+mod net;
+
+pub use config::{ConfigError, PctNetConfig};
+pub use layers::{DropoutStream, Mode};
+pub use net::PctNet;

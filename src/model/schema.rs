@@ -1,0 +1,174 @@
+//! The label schema: which structures, in which order.
+
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+
+/// Names of the structures in order; the structure at position `k` has label value and class `k + 1`, background is 0.
+///
+/// Values are always 1..=N without gaps: 3D Slicer maps the k-th name to voxel value k, OHIF maps by index, and only
+/// consecutive values satisfy both.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "Vec<String>", into = "Vec<String>")]
+pub struct LabelSchema {
+    names: Vec<String>,
+}
+
+/// Most structures that a schema may have: label maps stay one byte a voxel.
+pub const MAX_LABELS: usize = 255;
+/// Longest name, in characters.
+const MAX_NAME: usize = 64;
+
+/// A label schema that cannot be used.
+#[derive(Debug, thiserror::Error, PartialEq)]
+pub enum SchemaError {
+    /// No structure, or too many.
+    #[error("a label schema needs 1 to {MAX_LABELS} structures, this one has {0}")]
+    Count(usize),
+    /// A name that cannot be used.
+    #[error("label name {0:?}: {1}")]
+    Name(String, &'static str),
+    /// `dataset.json` could not be used.
+    #[error("{path}: {reason}")]
+    File {
+        /// The file.
+        path: String,
+        /// What is wrong.
+        reason: String,
+    },
+}
+
+impl LabelSchema {
+    /// Checks the names: 1 to 255, each unique, 1 to 64 characters, no control characters or commas, not "background".
+    pub fn new(names: Vec<String>) -> Result<Self, SchemaError> {
+        if names.is_empty() || names.len() > MAX_LABELS {
+            return Err(SchemaError::Count(names.len()));
+        }
+        for (i, name) in names.iter().enumerate() {
+            let wrong = if name.trim() != name || name.is_empty() {
+                Some("it is empty or has space around it")
+            } else if name.chars().count() > MAX_NAME {
+                Some("it is longer than 64 characters")
+            } else if name.chars().any(|c| c.is_control() || c == ',') {
+                Some("it holds a comma or a control character")
+            } else if name.eq_ignore_ascii_case("background") {
+                Some("background is always there, as value 0; list the structures only")
+            } else if names[..i].contains(name) {
+                Some("it is there twice")
+            } else {
+                None
+            };
+            if let Some(reason) = wrong {
+                return Err(SchemaError::Name(name.clone(), reason));
+            }
+        }
+        Ok(Self { names })
+    }
+
+    /// Names from `a,b,c`.
+    pub fn from_list(list: &str) -> Result<Self, SchemaError> {
+        Self::new(list.split(',').map(|name| name.trim().to_owned()).collect())
+    }
+
+    /// Names from the `labels` of a Medical Segmentation Decathlon `dataset.json`: values must be 0 (background) and 1..=N.
+    /// Both spellings are read: `{"1": "liver"}` and `{"liver": 1}`.
+    pub fn from_dataset_json(path: &Path) -> Result<Self, SchemaError> {
+        let fail = |reason: String| SchemaError::File { path: path.display().to_string(), reason };
+        let text = std::fs::read(path).map_err(|e| fail(e.to_string()))?;
+        let json: serde_json::Value =
+            serde_json::from_slice(&text).map_err(|e| fail(e.to_string()))?;
+        let labels = json
+            .get("labels")
+            .and_then(|labels| labels.as_object())
+            .ok_or_else(|| fail("no object \"labels\"".into()))?;
+        let mut pairs = Vec::new();
+        for (key, value) in labels {
+            let pair = match (key.parse::<usize>(), value.as_str(), value.as_u64()) {
+                (Ok(index), Some(name), _) => (index, name.to_owned()),
+                (_, _, Some(index)) => (index as usize, key.clone()),
+                _ => return Err(fail(format!("label {key:?}: {value} is neither a name nor a value"))),
+            };
+            if pair.0 > 0 {
+                pairs.push(pair);
+            }
+        }
+        pairs.sort();
+        if pairs.iter().enumerate().any(|(i, (index, _))| *index != i + 1) {
+            return Err(fail("label values are not 1, 2, 3, … without gaps".into()));
+        }
+        Self::new(pairs.into_iter().map(|(_, name)| name).collect())
+    }
+
+    /// The names, position `k` for value `k + 1`.
+    pub fn names(&self) -> &[String] {
+        &self.names
+    }
+
+    /// The label value of a name.
+    pub fn value_of(&self, name: &str) -> Option<u16> {
+        let position = self.names.iter().position(|n| n == name)?;
+        u16::try_from(position + 1).ok()
+    }
+
+    /// Classes, background included.
+    pub fn class_count(&self) -> usize {
+        self.names.len() + 1
+    }
+
+    /// `(value, name)` of every structure, as label writers take them.
+    pub fn values(&self) -> Vec<(u16, String)> {
+        (1u16..).zip(self.names.iter().cloned()).collect()
+    }
+}
+
+impl TryFrom<Vec<String>> for LabelSchema {
+    type Error = SchemaError;
+
+    fn try_from(names: Vec<String>) -> Result<Self, SchemaError> {
+        Self::new(names)
+    }
+}
+
+impl From<LabelSchema> for Vec<String> {
+    fn from(schema: LabelSchema) -> Self {
+        schema.names
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn values_follow_the_order() {
+        let schema = LabelSchema::from_list("liver, spleen").unwrap();
+        assert_eq!(schema.names(), ["liver", "spleen"]);
+        assert_eq!(schema.value_of("spleen"), Some(2));
+        assert_eq!(schema.value_of("kidney"), None);
+        assert_eq!(schema.class_count(), 3);
+    }
+
+    #[test]
+    fn unusable_names_are_refused() {
+        for list in ["", "a,,b", "a,a", "Background", "a\nb"] {
+            assert!(LabelSchema::from_list(list).is_err(), "{list:?}");
+        }
+        assert!(LabelSchema::new((0..256).map(|i| format!("l{i}")).collect()).is_err());
+    }
+
+    #[test]
+    fn dataset_json_in_both_spellings() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("dataset.json");
+        for text in [
+            r#"{"labels": {"0": "background", "2": "spleen", "1": "liver"}}"#,
+            r#"{"labels": {"background": 0, "liver": 1, "spleen": 2}}"#,
+        ] {
+            std::fs::write(&path, text).unwrap();
+            let schema = LabelSchema::from_dataset_json(&path).unwrap();
+            assert_eq!(schema.names(), ["liver", "spleen"]);
+        }
+        std::fs::write(&path, r#"{"labels": {"0": "background", "2": "spleen"}}"#).unwrap();
+        assert!(LabelSchema::from_dataset_json(&path).is_err());
+    }
+}

@@ -1,0 +1,10 @@
+//! Weights: the published names, safetensors files, PyTorch checkpoints.
+
+mod checkpoint;
+mod file;
+mod state;
+
+pub use checkpoint::read_checkpoint;
+pub use file::{parse, serialise, sha256_hex};
+pub use state::{HostTensor, LoadReport, Reshaped, State, export, import};
+pub(crate) use state::to_f32;
