@@ -15,11 +15,9 @@ const FORMAT: u32 = 1;
 const MANIFEST: &str = "manifest.json";
 const WEIGHTS: &str = "weights.safetensors";
 
-/// What a model is, what it expects and where it comes from.
+/// What a model is: everything of a manifest but the hash of its weights.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Manifest {
-    /// Format of this file.
-    pub format: u32,
+pub struct ModelDescription {
     /// Name of the model, without version.
     pub name: String,
     /// Architecture.
@@ -32,8 +30,6 @@ pub struct Manifest {
     pub patch: [usize; 3],
     /// Whether the weights have learned anything; an untrained model only starts a project.
     pub trained: bool,
-    /// SHA-256 of the weights file, hexadecimal.
-    pub weights_sha256: String,
     /// Where the weights come from.
     pub lineage: Lineage,
 }
@@ -85,23 +81,24 @@ impl Lineage {
     }
 }
 
-/// Everything of a manifest but the hash, which comes from the weights.
-#[derive(Debug, Clone)]
-pub struct ModelDescription {
-    /// See [`Manifest::name`].
-    pub name: String,
-    /// See [`Manifest::network`].
-    pub network: PctNetConfig,
-    /// See [`Manifest::labels`].
-    pub labels: LabelSchema,
-    /// See [`Manifest::preprocessing`].
-    pub preprocessing: Preprocessing,
-    /// See [`Manifest::patch`].
-    pub patch: [usize; 3],
-    /// See [`Manifest::trained`].
-    pub trained: bool,
-    /// See [`Manifest::lineage`].
-    pub lineage: Lineage,
+/// A model directory's `manifest.json`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Manifest {
+    /// Format of this file.
+    pub format: u32,
+    /// What the model is.
+    #[serde(flatten)]
+    pub model: ModelDescription,
+    /// SHA-256 of the weights file, hexadecimal.
+    pub weights_sha256: String,
+}
+
+impl std::ops::Deref for Manifest {
+    type Target = ModelDescription;
+
+    fn deref(&self) -> &ModelDescription {
+        &self.model
+    }
 }
 
 impl Manifest {
@@ -172,14 +169,8 @@ pub fn write_model(
     let bytes = weights::serialise(state).map_err(|reason| ModelError::bad(dir, reason))?;
     let manifest = Manifest {
         format: FORMAT,
-        name: description.name.clone(),
-        network: description.network.clone(),
-        labels: description.labels.clone(),
-        preprocessing: description.preprocessing.clone(),
-        patch: description.patch,
-        trained: description.trained,
+        model: description.clone(),
         weights_sha256: weights::sha256_hex(&bytes),
-        lineage: description.lineage.clone(),
     };
     manifest.check(dir)?;
     let parent = match dir.parent() {

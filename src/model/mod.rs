@@ -1,9 +1,12 @@
 //! The network: PCT-Net, its weights, inference and training. The only module that names burn.
 
+mod engine;
 mod error;
+mod infer;
 pub mod kernels;
 mod loss;
 mod manifest;
+pub mod metrics;
 #[cfg(test)]
 mod parity;
 pub mod pct_net;
@@ -11,6 +14,9 @@ mod schema;
 mod train;
 pub mod weights;
 
+pub use engine::{DeviceChoice, probe_device};
 pub use error::ModelError;
+pub use infer::{Segmentation, Segmenter};
 pub use manifest::{Lineage, Manifest, ModelDescription, Preprocessing, write_model};
+pub use train::{TrainCase, TrainEvent, TrainOptions, TrainReport, TrainRequest, train};
 pub use schema::{LabelSchema, MAX_LABELS, SchemaError};

@@ -115,6 +115,23 @@ impl LabelSchema {
         self.names.len() + 1
     }
 
+    /// For each label value (0 first) the value of the structure on the other side of the body, for flips of left and
+    /// right: "kidney_left" and "kidney_right" exchange, "liver" stays. `None` when a side has no partner, or when a name
+    /// holds both words: then nothing may be flipped.
+    pub fn mirrored(&self) -> Option<Vec<u8>> {
+        let mut table = vec![0u8];
+        for name in &self.names {
+            let other = match (name.contains("left"), name.contains("right")) {
+                (false, false) => name.clone(),
+                (true, false) => name.replace("left", "right"),
+                (false, true) => name.replace("right", "left"),
+                (true, true) => return None,
+            };
+            table.push(u8::try_from(self.value_of(&other)?).ok()?);
+        }
+        Some(table)
+    }
+
     /// `(value, name)` of every structure, as label writers take them.
     pub fn values(&self) -> Vec<(u16, String)> {
         (1u16..).zip(self.names.iter().cloned()).collect()
@@ -146,6 +163,14 @@ mod tests {
         assert_eq!(schema.value_of("spleen"), Some(2));
         assert_eq!(schema.value_of("kidney"), None);
         assert_eq!(schema.class_count(), 3);
+    }
+
+    #[test]
+    fn sides_mirror() {
+        let mirrored = |list| LabelSchema::from_list(list).unwrap().mirrored();
+        assert_eq!(mirrored("liver,kidney_left,kidney_right"), Some(vec![0, 1, 3, 2]));
+        assert_eq!(mirrored("liver,kidney_left"), None);
+        assert_eq!(mirrored("liver,spleen"), Some(vec![0, 1, 2]));
     }
 
     #[test]

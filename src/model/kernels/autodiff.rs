@@ -6,9 +6,15 @@ use burn::backend::autodiff::{
     grads::Gradients,
     ops::{Backward, Ops, OpsKind},
 };
-use burn::tensor::ops::FloatTensor;
+use burn::tensor::{backend::Backend, ops::FloatTensor};
 
 use super::{Kernels, plain};
+
+fn register<B: Backend>(grads: &mut Gradients, node: Option<NodeId>, value: FloatTensor<B>) {
+    if let Some(node) = node {
+        grads.register::<B>(node, value);
+    }
+}
 
 #[derive(Debug)]
 struct Conv3d;
@@ -27,12 +33,11 @@ impl<B: Kernels> Backward<B, 3> for Conv3d {
         let grad = grads.consume::<B>(&ops.node);
         let x: FloatTensor<B> = checkpointer.retrieve_node_output(ops.state.0);
         let weight: FloatTensor<B> = checkpointer.retrieve_node_output(ops.state.1);
-        if let Some(node) = weight_node {
-            let weight_grad = B::same_conv3d_weight_grad(x, weight.clone(), grad.clone());
-            grads.register::<B>(node.id, weight_grad);
-        }
-        if let Some(node) = bias_node {
-            grads.register::<B>(node.id, B::channel_sum(grad.clone()));
+        if weight_node.is_some() || bias_node.is_some() {
+            let (weight_grad, bias_grad) =
+                B::same_conv3d_weight_grad(x, weight.clone(), grad.clone());
+            register::<B>(grads, weight_node.map(|n| n.id), weight_grad);
+            register::<B>(grads, bias_node.map(|n| n.id), bias_grad);
         }
         if let Some(node) = x_node {
             grads.register::<B>(node.id, B::same_conv3d_input_grad(weight, grad));
@@ -75,16 +80,80 @@ impl<B: Kernels> Backward<B, 4> for BatchNormPrelu {
             checkpointer.retrieve_node_output(state.slope),
             grad,
         );
-        for (node, value) in [
-            (x_node, out.x),
-            (gamma_node, out.gamma),
-            (beta_node, out.beta),
-            (slope_node, out.slope),
-        ] {
-            if let Some(node) = node {
-                grads.register::<B>(node.id, value);
+        register::<B>(grads, x_node.map(|n| n.id), out.x);
+        register::<B>(grads, gamma_node.map(|n| n.id), out.gamma);
+        register::<B>(grads, beta_node.map(|n| n.id), out.beta);
+        register::<B>(grads, slope_node.map(|n| n.id), out.slope);
+    }
+}
+
+#[derive(Debug)]
+struct LayerNorm;
+
+impl<B: Kernels> Backward<B, 3> for LayerNorm {
+    /// The input and the scale.
+    type State = (NodeId, NodeId);
+
+    fn backward(
+        self,
+        ops: Ops<Self::State, 3>,
+        grads: &mut Gradients,
+        checkpointer: &mut Checkpointer,
+    ) {
+        let grad = grads.consume::<B>(&ops.node);
+        let x = checkpointer.retrieve_node_output(ops.state.0);
+        let gamma = checkpointer.retrieve_node_output(ops.state.1);
+        let values = B::row_norm_grad(x, gamma, grad);
+        for (node, value) in ops.parents.into_iter().zip(values) {
+            register::<B>(grads, node.map(|n| n.id), value);
+        }
+    }
+}
+
+/// Operations of one tensor whose gradient needs that tensor or the result.
+macro_rules! unary {
+    ($name:ident, $state:ty, |$kept:ident, $state_value:ident, $grad:ident| $backward:expr) => {
+        #[derive(Debug)]
+        struct $name;
+
+        impl<B: Kernels> Backward<B, 1> for $name {
+            type State = $state;
+
+            fn backward(
+                self,
+                ops: Ops<Self::State, 1>,
+                grads: &mut Gradients,
+                checkpointer: &mut Checkpointer,
+            ) {
+                let $grad = grads.consume::<B>(&ops.node);
+                let [node] = ops.parents;
+                let $state_value = ops.state;
+                let mut $kept = |id: NodeId| -> FloatTensor<B> { checkpointer.retrieve_node_output(id) };
+                register::<B>(grads, node.map(|n| n.id), $backward);
             }
         }
+    };
+}
+
+unary!(ExactGelu, NodeId, |kept, x, grad| B::exact_gelu_grad(kept(x), grad));
+unary!(MaxPool, (NodeId, bool), |kept, state, grad| B::max_pool_grad(kept(state.0), state.1, grad));
+
+#[derive(Debug)]
+struct Softmax;
+
+impl<B: Kernels> Backward<B, 1> for Softmax {
+    /// The result.
+    type State = FloatTensor<B>;
+
+    fn backward(
+        self,
+        ops: Ops<Self::State, 1>,
+        grads: &mut Gradients,
+        _checkpointer: &mut Checkpointer,
+    ) {
+        let grad = grads.consume::<B>(&ops.node);
+        let [node] = ops.parents;
+        register::<B>(grads, node.map(|n| n.id), B::attention_softmax_grad(ops.state, grad));
     }
 }
 
@@ -150,5 +219,51 @@ impl<B: Kernels, C: CheckpointStrategy> Kernels for Autodiff<B, C> {
         slope: FloatTensor<Self>,
     ) -> FloatTensor<Self> {
         plain::scale_prelu::<Self>(x, scale, shift, slope)
+    }
+
+    fn max_pool(x: FloatTensor<Self>, depth: bool) -> FloatTensor<Self> {
+        match MaxPool.prepare::<C>([x.node.clone()]).compute_bound().stateful() {
+            OpsKind::Tracked(mut prep) => {
+                let state = (prep.checkpoint(&x), depth);
+                prep.finish(state, B::max_pool(x.primitive, depth))
+            }
+            OpsKind::UnTracked(prep) => prep.finish(B::max_pool(x.primitive, depth)),
+        }
+    }
+
+    fn row_norm(
+        x: FloatTensor<Self>,
+        gamma: FloatTensor<Self>,
+        beta: FloatTensor<Self>,
+    ) -> FloatTensor<Self> {
+        let nodes = [x.node.clone(), gamma.node.clone(), beta.node.clone()];
+        match LayerNorm.prepare::<C>(nodes).compute_bound().stateful() {
+            OpsKind::Tracked(mut prep) => {
+                let state = (prep.checkpoint(&x), prep.checkpoint(&gamma));
+                let y = B::row_norm(x.primitive, gamma.primitive, beta.primitive);
+                prep.finish(state, y)
+            }
+            OpsKind::UnTracked(prep) => {
+                prep.finish(B::row_norm(x.primitive, gamma.primitive, beta.primitive))
+            }
+        }
+    }
+
+    fn exact_gelu(x: FloatTensor<Self>) -> FloatTensor<Self> {
+        match ExactGelu.prepare::<C>([x.node.clone()]).compute_bound().stateful() {
+            OpsKind::Tracked(mut prep) => {
+                let state = prep.checkpoint(&x);
+                prep.finish(state, B::exact_gelu(x.primitive))
+            }
+            OpsKind::UnTracked(prep) => prep.finish(B::exact_gelu(x.primitive)),
+        }
+    }
+
+    fn attention_softmax(x: FloatTensor<Self>) -> FloatTensor<Self> {
+        let y = B::attention_softmax(x.primitive.clone());
+        match Softmax.prepare::<C>([x.node.clone()]).compute_bound().stateful() {
+            OpsKind::Tracked(prep) => prep.finish(y.clone(), y),
+            OpsKind::UnTracked(prep) => prep.finish(y),
+        }
     }
 }

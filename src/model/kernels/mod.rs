@@ -8,6 +8,8 @@
 
 mod autodiff;
 pub mod cpu;
+#[cfg(feature = "cuda")]
+pub mod cuda;
 mod flex;
 pub mod plain;
 
@@ -44,18 +46,13 @@ pub trait Kernels: Backend {
         plain::same_conv3d_input_grad::<Self>(weight, grad)
     }
 
-    /// Gradient of [`Kernels::same_conv3d`] for its weight; `like` is the weight (for its shape).
+    /// Gradients of [`Kernels::same_conv3d`] for its weight and its bias; `weight` is there for its shape.
     fn same_conv3d_weight_grad(
         x: FloatTensor<Self>,
-        like: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
         grad: FloatTensor<Self>,
-    ) -> FloatTensor<Self> {
-        plain::same_conv3d_weight_grad::<Self>(x, like, grad)
-    }
-
-    /// Sum of a feature map's gradient over everything but the channel: `[channels]`.
-    fn channel_sum(grad: FloatTensor<Self>) -> FloatTensor<Self> {
-        plain::channel_sum::<Self>(grad)
+    ) -> (FloatTensor<Self>, FloatTensor<Self>) {
+        plain::same_conv3d_weight_grad::<Self>(x, weight, grad)
     }
 
     /// Batch normalisation with the batch's own statistics, then PReLU with one slope.
@@ -109,6 +106,49 @@ pub trait Kernels: Backend {
     fn max_pool(x: FloatTensor<Self>, depth: bool) -> FloatTensor<Self> {
         plain::max_pool::<Self>(x, depth)
     }
+
+    /// Gradient of [`Kernels::max_pool`]: goes to the largest voxel of each block (the first among equals).
+    fn max_pool_grad(x: FloatTensor<Self>, depth: bool, grad: FloatTensor<Self>) -> FloatTensor<Self> {
+        plain::max_pool_grad::<Self>(x, depth, grad)
+    }
+
+    /// Layer normalisation over the last axis of `[a, b, channels]`.
+    fn row_norm(
+        x: FloatTensor<Self>,
+        gamma: FloatTensor<Self>,
+        beta: FloatTensor<Self>,
+    ) -> FloatTensor<Self> {
+        plain::row_norm::<Self>(x, gamma, beta)
+    }
+
+    /// Gradients of [`Kernels::row_norm`]: input, scale, shift.
+    fn row_norm_grad(
+        x: FloatTensor<Self>,
+        gamma: FloatTensor<Self>,
+        grad: FloatTensor<Self>,
+    ) -> [FloatTensor<Self>; 3] {
+        plain::row_norm_grad::<Self>(x, gamma, grad)
+    }
+
+    /// GELU with the exact error function, of `[a, b, channels]`.
+    fn exact_gelu(x: FloatTensor<Self>) -> FloatTensor<Self> {
+        plain::exact_gelu::<Self>(x)
+    }
+
+    /// Gradient of [`Kernels::exact_gelu`] (burn's own is that of an approximation on some backends).
+    fn exact_gelu_grad(x: FloatTensor<Self>, grad: FloatTensor<Self>) -> FloatTensor<Self> {
+        plain::exact_gelu_grad::<Self>(x, grad)
+    }
+
+    /// Softmax over the last axis of `[windows, heads, tokens, tokens]`.
+    fn attention_softmax(x: FloatTensor<Self>) -> FloatTensor<Self> {
+        plain::attention_softmax::<Self>(x)
+    }
+
+    /// Gradient of [`Kernels::attention_softmax`] from its result `y`.
+    fn attention_softmax_grad(y: FloatTensor<Self>, grad: FloatTensor<Self>) -> FloatTensor<Self> {
+        plain::attention_softmax_grad::<Self>(y, grad)
+    }
 }
 
 /// A tensor as the backend's primitive.
@@ -123,6 +163,3 @@ pub(crate) fn wrap<B: Backend, const D: usize>(primitive: FloatTensor<B>) -> Ten
 
 /// Epsilon of batch normalisation, as in the published network.
 pub(crate) const NORM_EPSILON: f64 = 1e-5;
-
-#[cfg(feature = "cuda")]
-impl Kernels for burn::backend::Cuda {}

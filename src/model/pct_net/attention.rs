@@ -1,11 +1,11 @@
 //! Windowed self-attention over feature maps, with the published network's quirks where weights depend on them.
 
 use burn::module::{Module, Param};
-use burn::tensor::{Int, Tensor, TensorData, activation, backend::Backend};
+use burn::tensor::{Int, Tensor, TensorData, backend::Backend};
 
 use super::blocks::{ConvBlock, kernel};
 use super::layers::{Init, LayerNorm, Linear, Mlp, Mode, drop_path, dropout};
-use crate::model::kernels::Kernels;
+use crate::model::kernels::{Kernels, raw, wrap};
 
 /// Added to the attention between tokens that are neighbours only because the map was rolled.
 const MASKED: f32 = -100.0;
@@ -23,7 +23,7 @@ pub struct WindowAttention<B: Backend> {
     window: usize,
 }
 
-impl<B: Backend> WindowAttention<B> {
+impl<B: Kernels> WindowAttention<B> {
     fn new(channels: usize, heads: usize, window: usize, init: &mut Init<B>) -> Self {
         let entries = (2 * window - 1).pow(3);
         Self {
@@ -65,7 +65,8 @@ impl<B: Backend> WindowAttention<B> {
             let mask = mask.reshape([1, per_sample, 1, tokens, tokens]);
             scores = (grouped + mask).reshape([windows, self.heads, tokens, tokens]);
         }
-        let weights = dropout(activation::softmax(scores, 3), drop, mode);
+        let weights: Tensor<B, 4> = wrap(B::attention_softmax(raw(scores)));
+        let weights = dropout(weights, drop, mode);
         let y = weights.matmul(v).swap_dims(1, 2).reshape([windows, tokens, channels]);
         dropout(self.proj.forward(y), drop, mode)
     }
@@ -170,7 +171,7 @@ pub struct SwinBlock<B: Backend> {
     drop_path: f64,
 }
 
-impl<B: Backend> SwinBlock<B> {
+impl<B: Kernels> SwinBlock<B> {
     /// `x` is `[batch, tokens, channels]` of a map `map` `[d, h, w]`, tokens in that order.
     fn forward(&self, x: Tensor<B, 3>, map: [usize; 3], mode: Mode) -> Tensor<B, 3> {
         let [batch, tokens, channels] = x.dims();

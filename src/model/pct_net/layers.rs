@@ -3,7 +3,8 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use burn::module::{Module, Param, RunningState};
-use burn::tensor::{Tensor, TensorData, activation, backend::Backend};
+use burn::tensor::{Tensor, TensorData, backend::Backend};
+use rayon::prelude::*;
 
 use crate::model::kernels::{Kernels, NORM_EPSILON, raw, wrap};
 use crate::rng::Rng;
@@ -39,7 +40,7 @@ impl DropoutStream {
     }
 
     fn next(&self) -> Rng {
-        Rng::new(self.seed, self.drawn.fetch_add(1, Ordering::Relaxed))
+        Rng::new(self.seed).stream(self.drawn.fetch_add(1, Ordering::Relaxed))
     }
 }
 
@@ -65,9 +66,24 @@ fn mask<B: Backend, const D: usize>(
     if p == 0.0 || !stream.enabled {
         return x;
     }
-    let keep = stream.next().bernoulli_mask(shape.iter().product(), 1.0 - p);
-    let mask = Tensor::from_data(TensorData::new(keep, shape), &x.device());
-    x * mask
+    let values = keep_mask(&stream.next(), shape.iter().product(), 1.0 - p);
+    x.clone() * Tensor::from_data(TensorData::new(values, shape), &x.device())
+}
+
+/// `len` values that are `1 / keep` with probability `keep` and 0 otherwise.
+fn keep_mask(rng: &Rng, len: usize, keep: f64) -> Vec<f32> {
+    // Four draws of 16 bits from each number; every number has its own place, so threads may share the work.
+    let (scale, bound) = ((1.0 / keep) as f32, (keep * 65536.0) as u64);
+    let mut mask = vec![0f32; len];
+    mask.par_chunks_mut(4 * 1024).enumerate().for_each(|(block, values)| {
+        for (i, group) in values.chunks_mut(4).enumerate() {
+            let bits = rng.at((block * 1024 + i) as u64);
+            for (part, value) in group.iter_mut().enumerate() {
+                *value = if (bits >> (16 * part)) & 0xffff < bound { scale } else { 0.0 };
+            }
+        }
+    });
+    mask
 }
 
 /// 3D convolution, stride 1, size kept. Weight `[out, in, kd, kh, kw]`.
@@ -262,17 +278,14 @@ pub struct LayerNorm<B: Backend> {
     bias: Param<Tensor<B, 1>>,
 }
 
-impl<B: Backend> LayerNorm<B> {
+impl<B: Kernels> LayerNorm<B> {
     pub fn new(channels: usize, init: &Init<B>) -> Self {
         Self { weight: init.constant(channels, 1.0), bias: init.constant(channels, 0.0) }
     }
 
     /// `[a, b, channels]`.
     pub fn forward(&self, x: Tensor<B, 3>) -> Tensor<B, 3> {
-        let centred = x.clone() - x.mean_dim(2);
-        let variance = centred.clone().powi_scalar(2).mean_dim(2);
-        centred / (variance + NORM_EPSILON).sqrt() * self.weight.val().unsqueeze()
-            + self.bias.val().unsqueeze()
+        wrap(B::row_norm(raw(x), raw(self.weight.val()), raw(self.bias.val())))
     }
 }
 
@@ -283,7 +296,7 @@ pub struct Mlp<B: Backend> {
     fc2: Linear<B>,
 }
 
-impl<B: Backend> Mlp<B> {
+impl<B: Kernels> Mlp<B> {
     pub fn new(channels: usize, hidden: usize, init: &mut Init<B>) -> Self {
         Self {
             fc1: Linear::new(channels, hidden, init),
@@ -293,7 +306,8 @@ impl<B: Backend> Mlp<B> {
 
     /// `[a, b, channels]`, same out.
     pub fn forward(&self, x: Tensor<B, 3>, drop: f64, mode: Mode) -> Tensor<B, 3> {
-        let hidden = dropout(activation::gelu(self.fc1.forward(x)), drop, mode);
+        let activated = wrap(B::exact_gelu(raw(self.fc1.forward(x))));
+        let hidden: Tensor<B, 3> = dropout(activated, drop, mode);
         dropout(self.fc2.forward(hidden), drop, mode)
     }
 }
@@ -312,7 +326,7 @@ impl<B: Backend> Init<B> {
 
     fn next(&mut self) -> Rng {
         self.drawn += 1;
-        Rng::new(self.seed, self.drawn)
+        Rng::new(self.seed).stream(self.drawn)
     }
 
     fn param<const D: usize>(&self, values: Vec<f32>, shape: [usize; D]) -> Param<Tensor<B, D>> {
@@ -328,7 +342,7 @@ impl<B: Backend> Init<B> {
         let bound = 1.0 / (fan_in as f64).sqrt();
         let mut rng = self.next();
         let values = (0..shape.iter().product::<usize>())
-            .map(|_| rng.uniform(-bound, bound) as f32)
+            .map(|_| rng.range(-bound, bound) as f32)
             .collect();
         self.param(values, shape)
     }
@@ -351,5 +365,19 @@ impl<B: Backend> Init<B> {
             })
             .collect();
         self.param(values, shape)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_mask_keeps_its_share() {
+        let mask = keep_mask(&Rng::new(3), 100_001, 0.8);
+        let kept = mask.iter().filter(|&&v| v == 1.25).count();
+        assert!(kept.abs_diff(80_000) < 800, "{kept}");
+        assert!(mask.iter().all(|&v| v == 0.0 || v == 1.25));
+        assert_eq!(mask[..5000], keep_mask(&Rng::new(3), 5000, 0.8));
     }
 }

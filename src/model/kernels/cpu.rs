@@ -1,1 +1,0 @@
-//! Plain CPU kernels on float32 slices.

@@ -1,0 +1,24 @@
+//! Helpers for the kernels' tests.
+
+/// `len` reproducible values in [-1, 1).
+pub fn noise(seed: u64, len: usize) -> Vec<f32> {
+    let mut state = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
+    (0..len)
+        .map(|_| {
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            (state >> 40) as f32 / (1u64 << 23) as f32 - 1.0
+        })
+        .collect()
+}
+
+/// The largest difference divided by the largest magnitude of the reference.
+pub fn relative_error(got: &[f32], want: &[f64]) -> f64 {
+    assert_eq!(got.len(), want.len());
+    let scale = want.iter().fold(1e-30f64, |m, v| m.max(v.abs()));
+    got.iter().zip(want).fold(0.0f64, |m, (&g, &w)| {
+        let d = (f64::from(g) - w).abs();
+        if d.is_nan() { f64::INFINITY } else { m.max(d) }
+    }) / scale
+}
