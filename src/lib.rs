@@ -1,1 +1,4 @@
-
+//! Fewlabel
+pub mod imaging;
+pub mod model;
+pub mod rng;

@@ -1,5 +1,6 @@
 //! The network: PCT-Net, its weights, inference and training. The only module that names burn.
 
+pub mod bench;
 mod engine;
 mod error;
 mod infer;

@@ -13,7 +13,11 @@ pub fn gelu(x: &[f32]) -> Vec<f32> {
 
 fn gelu_on(isa: Isa, x: &[f32]) -> Vec<f32> {
     // SAFETY: `forward` writes all of `y`.
-    unsafe { Output::in_chunks(x.len(), CHUNK, |i, y| forward(isa, &x[i * CHUNK..][..y.len()], y)) }
+    unsafe {
+        Output::in_chunks(x.len(), CHUNK, |i, y| {
+            forward(isa, &x[i * CHUNK..][..y.len()], y)
+        })
+    }
 }
 
 /// The gradient of the input, from the input and the gradient of the result.
@@ -24,7 +28,16 @@ pub fn gelu_backward(x: &[f32], dy: &[f32]) -> Vec<f32> {
 fn gelu_backward_on(isa: Isa, x: &[f32], dy: &[f32]) -> Vec<f32> {
     assert_eq!(x.len(), dy.len(), "gelu: length of the gradient");
     // SAFETY: `backward` writes all of `dx`.
-    unsafe { Output::in_chunks(x.len(), CHUNK, |i, dx| backward(isa, &x[i * CHUNK..][..dx.len()], &dy[i * CHUNK..][..dx.len()], dx)) }
+    unsafe {
+        Output::in_chunks(x.len(), CHUNK, |i, dx| {
+            backward(
+                isa,
+                &x[i * CHUNK..][..dx.len()],
+                &dy[i * CHUNK..][..dx.len()],
+                dx,
+            )
+        })
+    }
 }
 
 /// The normal distribution function at x, and `e^(-x^2 / 2)`. From the complement on the negative side, so that no digits cancel there.
@@ -77,10 +90,16 @@ mod tests {
         let dy = noise(1, xs.len());
         for isa in Isa::available() {
             for (got, want) in gelu_on(isa, &xs).iter().zip(&want) {
-                assert!((f64::from(*got) - want).abs() < 1e-6 * want.abs().max(1.0), "{isa:?}: {got}, not {want}");
+                assert!(
+                    (f64::from(*got) - want).abs() < 1e-6 * want.abs().max(1.0),
+                    "{isa:?}: {got}, not {want}"
+                );
             }
             for ((got, slope), dy) in gelu_backward_on(isa, &xs, &dy).iter().zip(&slopes).zip(&dy) {
-                assert!((f64::from(*got) - slope * f64::from(*dy)).abs() < 1e-6, "{isa:?}: {got}");
+                assert!(
+                    (f64::from(*got) - slope * f64::from(*dy)).abs() < 1e-6,
+                    "{isa:?}: {got}"
+                );
             }
         }
     }
@@ -90,6 +109,9 @@ mod tests {
         assert!(gelu(&[-1e30, -50.0]).iter().all(|y| y.abs() < 1e-30));
         assert_eq!(gelu(&[0.0, 50.0, 1e30]), [0.0, 50.0, 1e30]);
         assert!(gelu(&[f32::NAN])[0].is_nan());
-        assert_eq!(gelu(&vec![1.5; CHUNK + 7]), vec![gelu(&[1.5])[0]; CHUNK + 7]);
+        assert_eq!(
+            gelu(&vec![1.5; CHUNK + 7]),
+            vec![gelu(&[1.5])[0]; CHUNK + 7]
+        );
     }
 }

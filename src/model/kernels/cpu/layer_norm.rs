@@ -15,19 +15,49 @@ pub fn layer_norm(x: &[f32], gamma: &[f32], beta: &[f32], epsilon: f32) -> Vec<f
 
 fn layer_norm_on(isa: Isa, x: &[f32], gamma: &[f32], beta: &[f32], epsilon: f32) -> Vec<f32> {
     let dim = gamma.len();
-    assert!(beta.len() == dim && dim > 0 && x.len().is_multiple_of(dim), "layer norm: {} values for rows of {dim}", x.len());
+    assert!(
+        beta.len() == dim && dim > 0 && x.len().is_multiple_of(dim),
+        "layer norm: {} values for rows of {dim}",
+        x.len()
+    );
     // SAFETY: `forward` writes all of `y`.
-    unsafe { Output::in_chunks(x.len(), ROWS * dim, |i, y| forward(isa, &x[i * ROWS * dim..][..y.len()], gamma, beta, epsilon, y)) }
+    unsafe {
+        Output::in_chunks(x.len(), ROWS * dim, |i, y| {
+            forward(
+                isa,
+                &x[i * ROWS * dim..][..y.len()],
+                gamma,
+                beta,
+                epsilon,
+                y,
+            )
+        })
+    }
 }
 
 /// The gradients of input, gamma and beta from the input and the gradient of the result.
-pub fn layer_norm_backward(x: &[f32], dy: &[f32], gamma: &[f32], epsilon: f32) -> (Vec<f32>, Vec<f32>, Vec<f32>) {
+pub fn layer_norm_backward(
+    x: &[f32],
+    dy: &[f32],
+    gamma: &[f32],
+    epsilon: f32,
+) -> (Vec<f32>, Vec<f32>, Vec<f32>) {
     layer_norm_backward_on(Isa::best(), x, dy, gamma, epsilon)
 }
 
-fn layer_norm_backward_on(isa: Isa, x: &[f32], dy: &[f32], gamma: &[f32], epsilon: f32) -> (Vec<f32>, Vec<f32>, Vec<f32>) {
+fn layer_norm_backward_on(
+    isa: Isa,
+    x: &[f32],
+    dy: &[f32],
+    gamma: &[f32],
+    epsilon: f32,
+) -> (Vec<f32>, Vec<f32>, Vec<f32>) {
     let dim = gamma.len();
-    assert!(dy.len() == x.len() && dim > 0 && x.len().is_multiple_of(dim), "layer norm: {} values for rows of {dim}", x.len());
+    assert!(
+        dy.len() == x.len() && dim > 0 && x.len().is_multiple_of(dim),
+        "layer norm: {} values for rows of {dim}",
+        x.len()
+    );
     let chunk = ROWS * dim;
     let dx = Output::new(x.len());
     let parts: Vec<Vec<f32>> = x
@@ -38,7 +68,16 @@ fn layer_norm_backward_on(isa: Isa, x: &[f32], dy: &[f32], gamma: &[f32], epsilo
             let mut parameters = vec![0.0; 2 * dim];
             let (dgamma, dbeta) = parameters.split_at_mut(dim);
             // SAFETY: each task has its own rows.
-            backward(isa, x, dy, gamma, epsilon, unsafe { dx.slice(i * chunk, x.len()) }, dgamma, dbeta);
+            backward(
+                isa,
+                x,
+                dy,
+                gamma,
+                epsilon,
+                unsafe { dx.slice(i * chunk, x.len()) },
+                dgamma,
+                dbeta,
+            );
             parameters
         })
         .collect();
@@ -53,13 +92,16 @@ fn layer_norm_backward_on(isa: Isa, x: &[f32], dy: &[f32], gamma: &[f32], epsilo
 #[inline(always)]
 fn statistics(x: &[f32], epsilon: f32) -> (f32, f32) {
     let count = x.len() as f64;
-    let [sum] = sums(x.len(), |i| [x[i]]);
+    let [sum] = sums([x], |v| v);
     let mean = (sum / count) as f32;
-    let [squares] = sums(x.len(), |i| {
-        let d = x[i] - mean;
+    let [squares] = sums([x], |[v]| {
+        let d = v - mean;
         [d * d]
     });
-    (mean, (1.0 / (squares / count + f64::from(epsilon)).sqrt()) as f32)
+    (
+        mean,
+        (1.0 / (squares / count + f64::from(epsilon)).sqrt()) as f32,
+    )
 }
 
 per_isa! {
@@ -81,9 +123,9 @@ per_isa! {
         let (dgamma, dbeta) = (&mut dgamma[..dim], &mut dbeta[..dim]);
         for ((x, dy), dx) in x.chunks_exact(dim).zip(dy.chunks_exact(dim)).zip(dx.chunks_exact_mut(dim)) {
             let (mean, rstd) = statistics(x, epsilon);
-            let [mean_g, mean_gx] = sums(dim, |i| {
-                let g = dy[i] * gamma[i];
-                [g, g * (x[i] - mean) * rstd]
+            let [mean_g, mean_gx] = sums([x, dy, gamma], |[x, dy, gamma]| {
+ let g = dy * gamma;
+ [g, g * (x - mean) * rstd]
             })
             .map(|s| (s / dim as f64) as f32);
             for i in 0..dim {
@@ -116,7 +158,10 @@ mod tests {
             let rstd = 1.0 / (var + f(epsilon)).sqrt();
             let xhat: Vec<f64> = x.iter().map(|&v| (f(v) - mean) * rstd).collect();
             let g: Vec<f64> = dy.iter().zip(&gamma).map(|(&d, &g)| f(d) * f(g)).collect();
-            let (mean_g, mean_gx) = (g.iter().sum::<f64>() / n, g.iter().zip(&xhat).map(|(g, x)| g * x).sum::<f64>() / n);
+            let (mean_g, mean_gx) = (
+                g.iter().sum::<f64>() / n,
+                g.iter().zip(&xhat).map(|(g, x)| g * x).sum::<f64>() / n,
+            );
             for i in 0..dim {
                 y.push(xhat[i] * f(gamma[i]) + f(beta[i]));
                 dx.push(rstd * (g[i] - mean_g - xhat[i] * mean_gx));
@@ -128,8 +173,18 @@ mod tests {
         let got = layer_norm_backward_on(isa, &x, &dy, &gamma, epsilon);
         // A row of one value has no gradient at all: compare with the size of what cancels.
         let scale = dx.iter().chain([&0.1]).fold(0.0f64, |m, v| m.max(v.abs()));
-        assert!(got.0.iter().zip(&dx).all(|(&a, b)| (f(a) - b).abs() < 1e-5 * scale));
-        assert!(got.1.iter().zip(&dgamma).all(|(&a, b)| (f(a) - b).abs() < 1e-5 * (1.0 + b.abs())));
+        assert!(
+            got.0
+                .iter()
+                .zip(&dx)
+                .all(|(&a, b)| (f(a) - b).abs() < 1e-5 * scale)
+        );
+        assert!(
+            got.1
+                .iter()
+                .zip(&dgamma)
+                .all(|(&a, b)| (f(a) - b).abs() < 1e-5 * (1.0 + b.abs()))
+        );
         assert!(relative_error(&got.2, &dbeta) < 1e-5);
     }
 

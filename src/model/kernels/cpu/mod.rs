@@ -11,6 +11,7 @@ pub mod conv3d;
 pub mod gelu;
 pub mod layer_norm;
 mod math;
+mod micro;
 pub mod pool;
 mod simd;
 pub mod softmax;

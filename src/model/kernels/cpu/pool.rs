@@ -47,19 +47,28 @@ fn max_pool_on(isa: Isa, x: &[f32], shape: PoolShape) -> (Vec<f32>, Vec<u8>) {
     let mut places = vec![0u8; shape.volumes * depth * plane];
     let y = Output::new(places.len());
     if !places.is_empty() {
-        places.par_chunks_mut(plane).enumerate().for_each(|(index, places)| {
-            // SAFETY: each task has its own plane.
-            let y = unsafe { y.slice(index * plane, plane) };
-            let z = (index / depth * shape.depth + index % depth * shape.planes()) * shape.height;
-            for row in 0..height {
-                let input = |dz: usize, dy: usize| &x[(z + dz * shape.height + 2 * row + dy) * shape.width..][..2 * width];
-                let (y, places) = (&mut y[row * width..][..width], &mut places[row * width..][..width]);
-                pool_row(isa, [input(0, 0), input(0, 1)], None, y, places);
-                if shape.pool_depth {
-                    pool_row(isa, [input(1, 0), input(1, 1)], Some(4), y, places);
+        places
+            .par_chunks_mut(plane)
+            .enumerate()
+            .for_each(|(index, places)| {
+                // SAFETY: each task has its own plane.
+                let y = unsafe { y.slice(index * plane, plane) };
+                let z =
+                    (index / depth * shape.depth + index % depth * shape.planes()) * shape.height;
+                for row in 0..height {
+                    let input = |dz: usize, dy: usize| {
+                        &x[(z + dz * shape.height + 2 * row + dy) * shape.width..][..2 * width]
+                    };
+                    let (y, places) = (
+                        &mut y[row * width..][..width],
+                        &mut places[row * width..][..width],
+                    );
+                    pool_row(isa, [input(0, 0), input(0, 1)], None, y, places);
+                    if shape.pool_depth {
+                        pool_row(isa, [input(1, 0), input(1, 1)], Some(4), y, places);
+                    }
                 }
-            }
-        });
+            });
     }
     // SAFETY: every plane was written.
     (unsafe { y.finish() }, places)
@@ -74,7 +83,7 @@ per_isa! {
             let (mut top, mut at) = if later.is_some() { (*y, *place) } else { (a[0], first) };
             for (i, value) in [a[0], a[1], b[0], b[1]].into_iter().enumerate() {
                 // False for a NaN that is already there.
-                let larger = (value > top) | ((value != value) & (top == top));
+                let larger = (value > top) | (value.is_nan() & !top.is_nan());
                 top = if larger { value } else { top };
                 at = if larger { first + i as u8 } else { at };
             }
@@ -92,21 +101,35 @@ pub fn max_pool_backward(dy: &[f32], places: &[u8], shape: PoolShape) -> Vec<f32
 fn max_pool_backward_on(isa: Isa, dy: &[f32], places: &[u8], shape: PoolShape) -> Vec<f32> {
     let [depth, height, width] = shape.output();
     let len = shape.volumes * depth * shape.output_plane();
-    assert_eq!((dy.len(), places.len()), (len, len), "max pool: lengths of the gradient and the places");
+    assert_eq!(
+        (dy.len(), places.len()),
+        (len, len),
+        "max pool: lengths of the gradient and the places"
+    );
     // SAFETY: every row is filled or written by `spread_row`.
     unsafe {
-        Output::in_chunks(shape.input_len(), shape.height * shape.width, |index, dx| {
-            let (volume, z) = (index / shape.depth, index % shape.depth);
-            for (y, dx) in dx.chunks_exact_mut(shape.width).enumerate() {
-                if y / 2 >= height || z / shape.planes() >= depth {
-                    dx.fill(0.0);
-                    continue;
+        Output::in_chunks(
+            shape.input_len(),
+            shape.height * shape.width,
+            |index, dx| {
+                let (volume, z) = (index / shape.depth, index % shape.depth);
+                for (y, dx) in dx.chunks_exact_mut(shape.width).enumerate() {
+                    if y / 2 >= height || z / shape.planes() >= depth {
+                        dx.fill(0.0);
+                        continue;
+                    }
+                    let from = ((volume * depth + z / shape.planes()) * height + y / 2) * width;
+                    let first = (z % shape.planes() * 4 + y % 2 * 2) as u8;
+                    spread_row(
+                        isa,
+                        &dy[from..][..width],
+                        &places[from..][..width],
+                        first,
+                        dx,
+                    );
                 }
-                let from = ((volume * depth + z / shape.planes()) * height + y / 2) * width;
-                let first = (z % shape.planes() * 4 + y % 2 * 2) as u8;
-                spread_row(isa, &dy[from..][..width], &places[from..][..width], first, dx);
-            }
-        })
+            },
+        )
     }
 }
 
@@ -166,7 +189,13 @@ mod tests {
 
     #[test]
     fn nan_is_the_largest() {
-        let shape = PoolShape { volumes: 1, depth: 2, height: 2, width: 2, pool_depth: true };
+        let shape = PoolShape {
+            volumes: 1,
+            depth: 2,
+            height: 2,
+            width: 2,
+            pool_depth: true,
+        };
         let (y, places) = max_pool(&[1.0, 2.0, f32::NAN, 9.0, 3.0, 4.0, f32::NAN, 5.0], shape);
         assert!(y[0].is_nan());
         assert_eq!(places, [2]);

@@ -71,6 +71,8 @@ pub(super) trait Vector: Copy {
     unsafe fn store(self, to: *mut f32);
     /// `self + a * b`.
     unsafe fn add_product(self, a: Self, b: Self) -> Self;
+    unsafe fn plus(self, other: Self) -> Self;
+    unsafe fn minus(self, other: Self) -> Self;
 }
 
 #[derive(Clone, Copy)]
@@ -94,6 +96,14 @@ impl Vector for Portable {
     #[inline(always)]
     unsafe fn add_product(self, a: Self, b: Self) -> Self {
         Self(std::array::from_fn(|i| self.0[i] + a.0[i] * b.0[i]))
+    }
+    #[inline(always)]
+    unsafe fn plus(self, other: Self) -> Self {
+        Self(std::array::from_fn(|i| self.0[i] + other.0[i]))
+    }
+    #[inline(always)]
+    unsafe fn minus(self, other: Self) -> Self {
+        Self(std::array::from_fn(|i| self.0[i] - other.0[i]))
     }
 }
 
@@ -122,6 +132,14 @@ mod x86 {
         unsafe fn add_product(self, a: Self, b: Self) -> Self {
             unsafe { _mm256_fmadd_ps(a, b, self) }
         }
+        #[inline(always)]
+        unsafe fn plus(self, other: Self) -> Self {
+            unsafe { _mm256_add_ps(self, other) }
+        }
+        #[inline(always)]
+        unsafe fn minus(self, other: Self) -> Self {
+            unsafe { _mm256_sub_ps(self, other) }
+        }
     }
 
     impl Vector for __m512 {
@@ -141,6 +159,14 @@ mod x86 {
         #[inline(always)]
         unsafe fn add_product(self, a: Self, b: Self) -> Self {
             unsafe { _mm512_fmadd_ps(a, b, self) }
+        }
+        #[inline(always)]
+        unsafe fn plus(self, other: Self) -> Self {
+            unsafe { _mm512_add_ps(self, other) }
+        }
+        #[inline(always)]
+        unsafe fn minus(self, other: Self) -> Self {
+            unsafe { _mm512_sub_ps(self, other) }
         }
     }
 }
@@ -208,7 +234,11 @@ impl Output {
     /// No two slices that are alive at the same time may overlap.
     #[allow(clippy::mut_from_ref)]
     pub(super) unsafe fn slice(&self, from: usize, len: usize) -> &mut [f32] {
-        assert!(from + len <= self.len, "kernel output: {from} + {len} is beyond {}", self.len);
+        assert!(
+            from + len <= self.len,
+            "kernel output: {from} + {len} is beyond {}",
+            self.len
+        );
         // SAFETY: inside the allocation by the assertion, and exclusive by the contract. Every bit pattern is a float.
         unsafe { std::slice::from_raw_parts_mut(self.start.add(from), len) }
     }
@@ -217,7 +247,11 @@ impl Output {
     ///
     /// # Safety
     /// `write` writes every element of its part, and reads none before that.
-    pub(super) unsafe fn in_chunks(len: usize, chunk: usize, write: impl Fn(usize, &mut [f32]) + Sync) -> Vec<f32> {
+    pub(super) unsafe fn in_chunks(
+        len: usize,
+        chunk: usize,
+        write: impl Fn(usize, &mut [f32]) + Sync,
+    ) -> Vec<f32> {
         let output = Self::new(len);
         let chunk = chunk.max(1);
         (0..len.div_ceil(chunk)).into_par_iter().for_each(|index| {
@@ -260,7 +294,10 @@ fn prefer_huge_pages(_: *mut u8, _: usize) {}
 
 /// Calls `run` with this thread's scratch memory: one slice of each length, aligned to 64 bytes, with any (finite or not) content.
 /// The memory is kept for the next call, so `run` must not use it again through a nested call.
-pub(super) fn with_scratch<const N: usize, T>(lens: [usize; N], run: impl FnOnce([&mut [f32]; N]) -> T) -> T {
+pub(super) fn with_scratch<const N: usize, T>(
+    lens: [usize; N],
+    run: impl FnOnce([&mut [f32]; N]) -> T,
+) -> T {
     thread_local!(static SCRATCH: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) });
     const ALIGN: usize = 16;
     let lens = lens.map(|len| len.next_multiple_of(ALIGN));
@@ -280,7 +317,12 @@ pub(super) fn with_scratch<const N: usize, T>(lens: [usize; N], run: impl FnOnce
 }
 
 /// Cuts `0..len` into ranges of at most `size`.
-pub(super) fn ranges(len: usize, size: usize) -> impl Iterator<Item = std::ops::Range<usize>> + Clone {
+pub(super) fn ranges(
+    len: usize,
+    size: usize,
+) -> impl Iterator<Item = std::ops::Range<usize>> + Clone {
     let size = size.max(1);
-    (0..len).step_by(size).map(move |from| from..len.min(from + size))
+    (0..len)
+        .step_by(size)
+        .map(move |from| from..len.min(from + size))
 }

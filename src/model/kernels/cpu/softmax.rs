@@ -8,7 +8,10 @@ use super::simd::{Output, per_isa};
 const CHUNK: usize = 16 * 1024;
 
 fn chunk(len: usize, dim: usize) -> usize {
-    assert!(dim > 0 && len.is_multiple_of(dim), "softmax: {len} values for rows of {dim}");
+    assert!(
+        dim > 0 && len.is_multiple_of(dim),
+        "softmax: {len} values for rows of {dim}"
+    );
     (CHUNK / dim).max(1) * dim
 }
 
@@ -20,7 +23,11 @@ pub fn softmax(x: &[f32], dim: usize) -> Vec<f32> {
 fn softmax_on(isa: Isa, x: &[f32], dim: usize) -> Vec<f32> {
     let chunk = chunk(x.len(), dim);
     // SAFETY: `forward` writes all of `y`.
-    unsafe { Output::in_chunks(x.len(), chunk, |i, y| forward(isa, &x[i * chunk..][..y.len()], dim, y)) }
+    unsafe {
+        Output::in_chunks(x.len(), chunk, |i, y| {
+            forward(isa, &x[i * chunk..][..y.len()], dim, y)
+        })
+    }
 }
 
 /// The gradient of the input, from the result `y` and the gradient of it.
@@ -32,7 +39,17 @@ fn softmax_backward_on(isa: Isa, y: &[f32], dy: &[f32], dim: usize) -> Vec<f32> 
     assert_eq!(y.len(), dy.len(), "softmax: length of the gradient");
     let chunk = chunk(y.len(), dim);
     // SAFETY: `backward` writes all of `dx`.
-    unsafe { Output::in_chunks(y.len(), chunk, |i, dx| backward(isa, &y[i * chunk..][..dx.len()], &dy[i * chunk..][..dx.len()], dim, dx)) }
+    unsafe {
+        Output::in_chunks(y.len(), chunk, |i, dx| {
+            backward(
+                isa,
+                &y[i * chunk..][..dx.len()],
+                &dy[i * chunk..][..dx.len()],
+                dim,
+                dx,
+            )
+        })
+    }
 }
 
 /// The largest number.
@@ -47,7 +64,10 @@ fn largest(x: &[f32]) -> f32 {
             *lane = larger(*lane, x);
         }
     }
-    lanes.iter().chain(rest).fold(f32::NEG_INFINITY, |a, &b| larger(a, b))
+    lanes
+        .iter()
+        .chain(rest)
+        .fold(f32::NEG_INFINITY, |a, &b| larger(a, b))
 }
 
 per_isa! {
@@ -59,7 +79,7 @@ per_isa! {
                 let d = x - top;
                 *y = if d < -87.0 { 0.0 } else { exp::<FMA>(d) };
             }
-            let [sum] = sums(dim, |i| [y[i]]);
+            let [sum] = sums([&*y], |v| v);
             let scale = (1.0 / sum) as f32;
             for y in y.iter_mut() {
                 *y *= scale;
@@ -71,7 +91,7 @@ per_isa! {
 per_isa! {
     fn backward(y: &[f32], dy: &[f32], dim: usize, dx: &mut [f32]) {
         for ((y, dy), dx) in y.chunks_exact(dim).zip(dy.chunks_exact(dim)).zip(dx.chunks_exact_mut(dim)) {
-            let [dot] = sums(dim, |i| [y[i] * dy[i]]);
+            let [dot] = sums([y, dy], |[y, dy]| [y * dy]);
             let dot = dot as f32;
             for ((dx, &y), &dy) in dx.iter_mut().zip(y).zip(dy) {
                 *dx = y * (dy - dot);
@@ -113,7 +133,10 @@ mod tests {
 
     #[test]
     fn masked_values_get_nothing() {
-        assert_eq!(softmax(&[5.0, f32::NEG_INFINITY, 5.0, -200.0], 4), [0.5, 0.0, 0.5, 0.0]);
+        assert_eq!(
+            softmax(&[5.0, f32::NEG_INFINITY, 5.0, -200.0], 4),
+            [0.5, 0.0, 0.5, 0.0]
+        );
         assert!(softmax(&[0.0, f32::NAN], 2).iter().all(|v| v.is_nan()));
     }
 }

@@ -20,7 +20,10 @@ impl UpsampleShape {
     }
 
     fn lens(&self) -> (usize, usize) {
-        (self.volumes * self.size.iter().product::<usize>(), self.volumes * self.output().iter().product::<usize>())
+        (
+            self.volumes * self.size.iter().product::<usize>(),
+            self.volumes * self.output().iter().product::<usize>(),
+        )
     }
 
     /// Per axis and output index: the two input indices and the weight of the second.
@@ -55,7 +58,11 @@ pub fn upsample(x: &[f32], shape: UpsampleShape) -> Vec<f32> {
                     let input = |z: usize, y: usize| &volume[(z * height + y) * width..][..width];
                     let (a, b, c, d) = (input(z0, y0), input(z0, y1), input(z1, y0), input(z1, y1));
                     for (i, row) in row[..width].iter_mut().enumerate() {
-                        *row = mix(mix(a[i], b[i], y_weight), mix(c[i], d[i], y_weight), z_weight);
+                        *row = mix(
+                            mix(a[i], b[i], y_weight),
+                            mix(c[i], d[i], y_weight),
+                            z_weight,
+                        );
                     }
                     for (to, &(x0, x1, x_weight)) in to.iter_mut().zip(&x_sources) {
                         *to = mix(row[x0], row[x1], x_weight);
@@ -82,22 +89,27 @@ pub fn upsample_backward(dy: &[f32], shape: UpsampleShape) -> Vec<f32> {
         Output::in_chunks(input_len, height * width, |index, dx| {
             dx.fill(0.0);
             let z = index % depth;
-            let volume = &dy[index / depth * out_depth * out_height * out_width..][..out_depth * out_height * out_width];
+            let volume = &dy[index / depth * out_depth * out_height * out_width..]
+                [..out_depth * out_height * out_width];
             with_scratch([width], |[row]| {
                 let row = &mut row[..width];
                 for (out_z, &(z0, z1, weight)) in z_sources.iter().enumerate() {
-                    let z_weight = if z0 == z { 1.0 - weight } else { 0.0 } + if z1 == z { weight } else { 0.0 };
+                    let z_weight = if z0 == z { 1.0 - weight } else { 0.0 }
+                        + if z1 == z { weight } else { 0.0 };
                     if z_weight == 0.0 {
                         continue;
                     }
                     let plane = &volume[out_z * out_height * out_width..][..out_height * out_width];
-                    for (from, &(y0, y1, y_weight)) in plane.chunks_exact(out_width).zip(&y_sources) {
+                    for (from, &(y0, y1, y_weight)) in plane.chunks_exact(out_width).zip(&y_sources)
+                    {
                         row.fill(0.0);
                         for (&g, &(x0, x1, x_weight)) in from.iter().zip(&x_sources) {
                             row[x0] += g * (1.0 - x_weight);
                             row[x1] += g * x_weight;
                         }
-                        for (y, weight) in [(y0, z_weight * (1.0 - y_weight)), (y1, z_weight * y_weight)] {
+                        for (y, weight) in
+                            [(y0, z_weight * (1.0 - y_weight)), (y1, z_weight * y_weight)]
+                        {
                             for (dx, row) in dx[y * width..][..width].iter_mut().zip(&*row) {
                                 *dx += weight * row;
                             }

@@ -15,11 +15,22 @@ impl<'a> Sources<'a> {
     pub fn new(inputs: &[(&'a [f32], usize)], shape: Conv3dShape) -> Self {
         let mut channels = Vec::with_capacity(shape.in_channels);
         for &(data, count) in inputs {
-            assert_eq!(data.len(), shape.batch * count * shape.voxels(), "conv3d: length of an input with {count} channels");
+            assert_eq!(
+                data.len(),
+                shape.batch * count * shape.voxels(),
+                "conv3d: length of an input with {count} channels"
+            );
             channels.extend((0..count).map(|channel| (data, count, channel)));
         }
-        assert_eq!(channels.len(), shape.in_channels, "conv3d: channels of the inputs together");
-        Self { channels, voxels: shape.voxels() }
+        assert_eq!(
+            channels.len(),
+            shape.in_channels,
+            "conv3d: channels of the inputs together"
+        );
+        Self {
+            channels,
+            voxels: shape.voxels(),
+        }
     }
 
     /// `[depth, height, width]` of one channel of one sample.

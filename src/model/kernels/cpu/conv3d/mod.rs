@@ -2,14 +2,17 @@
 //!
 //! The gradient of the input is the forward kernel on flipped, transposed weights ([`PackedWeights::backward_data`]).
 
+mod direct;
 mod forward;
 mod load;
-mod micro;
 mod packed;
 mod plan;
 #[cfg(test)]
 mod tests;
 mod weight_gradient;
+mod weight_gradient_winograd;
+mod winograd;
+mod winograd_tile;
 
 pub use forward::{conv3d_backward_data, conv3d_forward};
 pub use packed::PackedWeights;
@@ -47,7 +50,11 @@ impl Conv3dShape {
 
     /// The zeros added at each end, `[z, y, x]`.
     fn pad(&self) -> [usize; 3] {
-        assert!(self.kernel.iter().all(|k| k % 2 == 1), "conv3d: the kernel {:?} has an even side", self.kernel);
+        assert!(
+            self.kernel.iter().all(|k| k % 2 == 1),
+            "conv3d: the kernel {:?} has an even side",
+            self.kernel
+        );
         self.kernel.map(|k| k / 2)
     }
 }

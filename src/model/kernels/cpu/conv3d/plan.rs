@@ -1,7 +1,8 @@
 //! How a convolution is cut into tasks.
 
+use super::super::micro::Kernel;
 use super::Conv3dShape;
-use super::micro::Kernel;
+use super::winograd::Winograd;
 
 /// Floats of the padded copy (or gathered matrix) that one task holds at a time: with the weights of a block it stays in a second-level cache
 /// of 512 KiB and up.
@@ -23,8 +24,47 @@ pub struct Plan {
 
 impl Plan {
     /// Picks the cut with the smallest estimated time. The estimate counts processor cycles roughly: one vector multiplication is 1.
-    pub fn new(shape: Conv3dShape, micro: Kernel, threads: usize) -> Self {
-        let mut best = Self { planes: 1, rows: 1, channels: 1, gather: false, groups: 1 };
+    pub fn new(
+        shape: Conv3dShape,
+        micro: Kernel,
+        winograd: Option<Winograd>,
+        threads: usize,
+    ) -> Self {
+        match winograd {
+            None => Self::direct(shape, micro, threads),
+            Some(winograd) => Self::winograd(shape, micro, winograd, threads),
+        }
+    }
+
+    fn winograd(shape: Conv3dShape, micro: Kernel, winograd: Winograd, threads: usize) -> Self {
+        let [tile_z, tile_y] = winograd.outputs;
+        let mut best = Self {
+            planes: tile_z,
+            rows: tile_y,
+            channels: 1,
+            gather: false,
+            groups: 1,
+        };
+        let mut best_cost = f64::INFINITY;
+        for planes in (1..=shape.depth.div_ceil(tile_z).min(8)).map(|n| n * tile_z) {
+            for rows in (1..=shape.height.div_ceil(tile_y)).map(|n| n * tile_y) {
+                let (plan, cost) = estimate_winograd(shape, micro, winograd, threads, planes, rows);
+                if cost < best_cost {
+                    (best, best_cost) = (plan, cost);
+                }
+            }
+        }
+        best
+    }
+
+    fn direct(shape: Conv3dShape, micro: Kernel, threads: usize) -> Self {
+        let mut best = Self {
+            planes: 1,
+            rows: 1,
+            channels: 1,
+            gather: false,
+            groups: 1,
+        };
         let mut best_cost = f64::INFINITY;
         for planes in 1..=shape.depth.min(8) {
             for rows in 1..=shape.height {
@@ -40,30 +80,122 @@ impl Plan {
     }
 }
 
-fn estimate(shape: Conv3dShape, micro: Kernel, threads: usize, planes: usize, rows: usize, gather: bool) -> (Plan, f64) {
+fn estimate(
+    shape: Conv3dShape,
+    micro: Kernel,
+    threads: usize,
+    planes: usize,
+    rows: usize,
+    gather: bool,
+) -> (Plan, f64) {
     let [pad_z, pad_y, pad_x] = shape.kernel.map(|k| k / 2);
     let (inputs, taps) = (shape.in_channels.max(1), shape.taps());
     let padded_rows = (planes + 2 * pad_z) * (rows + 2 * pad_y);
     let padded = padded_rows * (shape.width + pad_x);
-    let vectors = if gather { (planes * rows * shape.width).div_ceil(micro.lanes) } else { planes * (rows * (shape.width + pad_x)).div_ceil(micro.lanes) };
-    let per_channel = if gather { taps * vectors * micro.lanes + padded } else { padded };
+    let vectors = if gather {
+        (planes * rows * shape.width).div_ceil(micro.lanes)
+    } else {
+        planes * (rows * (shape.width + pad_x)).div_ceil(micro.lanes)
+    };
+    let per_channel = if gather {
+        taps * vectors * micro.lanes + padded
+    } else {
+        padded
+    };
     let channels = (WORKING_SET / per_channel).clamp(1, inputs);
 
     let blocks = shape.out_channels.div_ceil(micro.rows).max(1);
     let tiles = shape.batch * shape.depth.div_ceil(planes) * shape.height.div_ceil(rows);
     let groups = (3 * threads).div_ceil(tiles.max(1)).clamp(1, blocks);
-    let plan = Plan { planes, rows, channels, gather, groups };
+    let plan = Plan {
+        planes,
+        rows,
+        channels,
+        gather,
+        groups,
+    };
 
     let row_vectors = (shape.width as f64 / micro.lanes as f64).max(0.5);
     let load = (inputs * padded_rows) as f64 * (4.0 * row_vectors + 8.0);
-    let collect = if gather { (inputs * taps * planes * rows) as f64 * (2.0 * row_vectors + 4.0) } else { 0.0 };
+    let collect = if gather {
+        (inputs * taps * planes * rows) as f64 * (2.0 * row_vectors + 4.0)
+    } else {
+        0.0
+    };
     let products = (inputs * taps * vectors * micro.rows * blocks) as f64;
     let weights = (inputs * taps * micro.rows * blocks) as f64 / 6.0;
     let partial = (inputs.div_ceil(channels) * 2 * vectors * micro.rows * blocks) as f64;
-    let spill = if channels * taps < 64 && channels < inputs { 1.5 } else { 1.0 };
+    let spill = if channels * taps < 64 && channels < inputs {
+        1.5
+    } else {
+        1.0
+    };
     let over = if per_channel > WORKING_SET { 2.0 } else { 1.0 };
     let one_tile = (load + collect) * groups as f64 + (products + weights + partial) * spill * over;
     let tasks = (tiles * groups) as f64;
     let rounds = (tasks / threads as f64).ceil() * threads as f64 / tasks.max(1.0);
     (plan, one_tile * tiles as f64 * rounds)
+}
+
+/// Distance between the components of one channel, for a tile of `rows` component rows.
+pub fn component_len(shape: Conv3dShape, lanes: usize, rows: usize) -> usize {
+    let pad = shape.kernel[2] / 2;
+    (rows * (shape.width + pad) + pad).next_multiple_of(lanes) + lanes
+}
+
+fn estimate_winograd(
+    shape: Conv3dShape,
+    micro: Kernel,
+    winograd: Winograd,
+    threads: usize,
+    planes: usize,
+    rows: usize,
+) -> (Plan, f64) {
+    let [pad_z, pad_y, pad_x] = shape.kernel.map(|k| k / 2);
+    let (inputs, components) = (shape.in_channels.max(1), winograd.components());
+    let component_rows = planes / winograd.outputs[0] * (rows / winograd.outputs[1]);
+    let padded_rows = (planes + 2 * pad_z) * (rows + 2 * pad_y);
+    let component = component_len(shape, micro.lanes, component_rows);
+    let channels = (WORKING_SET / (components * component)).clamp(1, inputs);
+    let vectors = (component_rows * (shape.width + pad_x)).div_ceil(micro.lanes);
+
+    let blocks = shape.out_channels.div_ceil(micro.rows).max(1);
+    let tiles = shape.batch * shape.depth.div_ceil(planes) * shape.height.div_ceil(rows);
+    let groups = (3 * threads).div_ceil(tiles.max(1)).clamp(1, blocks);
+    let kept = if channels == inputs {
+        1
+    } else {
+        blocks.div_ceil(groups)
+    };
+
+    let row_vectors = (shape.width + pad_x).div_ceil(micro.lanes) as f64;
+    let load = (inputs * padded_rows) as f64 * (4.0 * row_vectors + 8.0);
+    let transform = (inputs * component_rows * components) as f64 * row_vectors * 3.0;
+    let steps = components * inputs * shape.kernel[2] * micro.rows * blocks;
+    let products = (steps * vectors) as f64;
+    let weights = steps as f64 / 6.0;
+    let partial =
+        (inputs.div_ceil(channels) * components * micro.rows * blocks * vectors * 3) as f64;
+    let result = (component_rows * components * micro.rows * blocks) as f64 * row_vectors * 3.0;
+    let over = if channels * components * component > WORKING_SET
+        || kept * components * micro.rows * component > 2 * WORKING_SET
+    {
+        2.0
+    } else {
+        1.0
+    };
+    let one_tile =
+        (load + transform) * groups as f64 + (products + weights + partial) * over + result;
+    let tasks = (tiles * groups) as f64;
+    let rounds = (tasks / threads as f64).ceil() * threads as f64 / tasks.max(1.0);
+    (
+        Plan {
+            planes,
+            rows,
+            channels,
+            gather: false,
+            groups,
+        },
+        one_tile * tiles as f64 * rounds,
+    )
 }

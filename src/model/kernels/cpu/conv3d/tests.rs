@@ -7,24 +7,36 @@ use proptest::prelude::*;
 /// The definition, in f64: calls `visit(output index, input index, weight index)` for every product.
 fn products(s: Conv3dShape, mut visit: impl FnMut(usize, usize, usize)) {
     let [kz, ky, kx] = s.kernel;
-    let shifted = |at: usize, tap: usize, k: usize, len: usize| (at + tap).checked_sub(k / 2).filter(|&i| i < len);
+    let shifted = |at: usize, tap: usize, k: usize, len: usize| {
+        (at + tap).checked_sub(k / 2).filter(|&i| i < len)
+    };
     for n in 0..s.batch {
         for o in 0..s.out_channels {
             for i in 0..s.in_channels {
                 for z in 0..s.depth {
                     for y in 0..s.height {
                         for x in 0..s.width {
-                            let out = (((n * s.out_channels + o) * s.depth + z) * s.height + y) * s.width + x;
+                            let out = (((n * s.out_channels + o) * s.depth + z) * s.height + y)
+                                * s.width
+                                + x;
                             for tz in 0..kz {
                                 for ty in 0..ky {
                                     for tx in 0..kx {
-                                        let (Some(z), Some(y), Some(x)) =
-                                            (shifted(z, tz, kz, s.depth), shifted(y, ty, ky, s.height), shifted(x, tx, kx, s.width))
-                                        else {
+                                        let (Some(z), Some(y), Some(x)) = (
+                                            shifted(z, tz, kz, s.depth),
+                                            shifted(y, ty, ky, s.height),
+                                            shifted(x, tx, kx, s.width),
+                                        ) else {
                                             continue;
                                         };
-                                        let input = (((n * s.in_channels + i) * s.depth + z) * s.height + y) * s.width + x;
-                                        let weight = (((o * s.in_channels + i) * kz + tz) * ky + ty) * kx + tx;
+                                        let input = (((n * s.in_channels + i) * s.depth + z)
+                                            * s.height
+                                            + y)
+                                            * s.width
+                                            + x;
+                                        let weight =
+                                            (((o * s.in_channels + i) * kz + tz) * ky + ty) * kx
+                                                + tx;
                                         visit(out, input, weight);
                                     }
                                 }
@@ -47,13 +59,23 @@ fn split(x: &[f32], s: Conv3dShape, first: usize) -> (Vec<f32>, Vec<f32>) {
     parts
 }
 
+/// Winograd's method with four outputs of three taps loses about one digit.
+const TOLERANCE: [f64; 2] = [1e-5, 3e-5];
+
 fn check(isa: Isa, s: Conv3dShape, first: usize, with_prologue: bool, seed: u64) {
     let x = noise(seed, s.batch * s.in_channels * s.voxels());
     let w = noise(seed + 1, s.weights());
     let bias = noise(seed + 2, s.out_channels);
     let dy = noise(seed + 3, s.batch * s.out_channels * s.voxels());
-    let (scale, shift) = (noise(seed + 4, s.in_channels), noise(seed + 5, s.in_channels));
-    let prologue = with_prologue.then_some(Prologue { scale: &scale, shift: &shift, slope: 0.25 });
+    let (scale, shift) = (
+        noise(seed + 4, s.in_channels),
+        noise(seed + 5, s.in_channels),
+    );
+    let prologue = with_prologue.then_some(Prologue {
+        scale: &scale,
+        shift: &shift,
+        slope: 0.25,
+    });
     let activated: Vec<f64> = x
         .iter()
         .enumerate()
@@ -66,7 +88,9 @@ fn check(isa: Isa, s: Conv3dShape, first: usize, with_prologue: bool, seed: u64)
             }
         })
         .collect();
-    let mut want_y: Vec<f64> = (0..dy.len()).map(|i| f64::from(bias[i / s.voxels() % s.out_channels])).collect();
+    let mut want_y: Vec<f64> = (0..dy.len())
+        .map(|i| f64::from(bias[i / s.voxels() % s.out_channels]))
+        .collect();
     let (mut want_dx, mut want_dw) = (vec![0.0; x.len()], vec![0.0; w.len()]);
     products(s, |o, i, k| {
         want_y[o] += activated[i] * f64::from(w[k]);
@@ -80,22 +104,46 @@ fn check(isa: Isa, s: Conv3dShape, first: usize, with_prologue: bool, seed: u64)
 
     let (a, b) = split(&x, s, first);
     let inputs: &[(&[f32], usize)] = &[(&a, first), (&b, s.in_channels - first)];
-    let y = conv3d_forward(inputs, &PackedWeights::forward_on(isa, &w, s), Some(&bias), prologue, s);
-    assert!(relative_error(&y, &want_y) < 1e-5, "y {isa:?} {s:?}: {}", relative_error(&y, &want_y));
-    let dx = conv3d_backward_data(&dy, &PackedWeights::backward_data_on(isa, &w, s), s, &[first, s.in_channels - first]);
     let want: Vec<f32> = want_dx.iter().map(|&v| v as f32).collect();
     let want = split(&want, s, first);
-    for (dx, want) in dx.iter().zip([want.0, want.1]) {
-        let want: Vec<f64> = want.iter().map(|&v| f64::from(v)).collect();
-        assert!(relative_error(dx, &want) < 1e-5, "dx {isa:?} {s:?}: {}", relative_error(dx, &want));
+    let want_dx =
+        [want.0, want.1].map(|want| want.iter().map(|&v| f64::from(v)).collect::<Vec<_>>());
+    for (fast, tolerance) in [false, true].into_iter().zip(TOLERANCE) {
+        let y = conv3d_forward(
+            inputs,
+            &PackedWeights::forward_on(isa, fast, &w, s),
+            Some(&bias),
+            prologue,
+            s,
+        );
+        let error = relative_error(&y, &want_y);
+        assert!(error < tolerance, "y {isa:?} {fast} {s:?}: {error}");
+        let dx = conv3d_backward_data(
+            &dy,
+            &PackedWeights::backward_data_on(isa, fast, &w, s),
+            s,
+            &[first, s.in_channels - first],
+        );
+        for (dx, want) in dx.iter().zip(&want_dx) {
+            let error = relative_error(dx, want);
+            assert!(error < tolerance, "dx {isa:?} {fast} {s:?}: {error}");
+        }
     }
-    let (dw, db) = backward_weights_on(isa, inputs, &dy, prologue, s);
-    assert!(relative_error(&dw, &want_dw) < 1e-5, "dw {isa:?} {s:?}: {}", relative_error(&dw, &want_dw));
-    assert!(relative_error(&db, &want_db) < 1e-5, "db {isa:?} {s:?}");
+    for (fast, tolerance) in [false, true].into_iter().zip(TOLERANCE) {
+        let (dw, db) = backward_weights_on(isa, fast, inputs, &dy, prologue, s);
+        let error = relative_error(&dw, &want_dw);
+        assert!(error < tolerance, "dw {isa:?} {fast} {s:?}: {error}");
+        assert!(relative_error(&db, &want_db) < 1e-5, "db {isa:?} {s:?}");
+    }
 }
 
 fn kernels() -> impl Strategy<Value = [usize; 3]> {
-    prop_oneof![Just([3, 3, 3]), Just([1, 3, 3]), Just([1, 1, 1]), Just([3, 1, 5])]
+    prop_oneof![
+        Just([3, 3, 3]),
+        Just([1, 3, 3]),
+        Just([1, 1, 1]),
+        Just([3, 1, 5])
+    ]
 }
 
 proptest! {
@@ -120,7 +168,11 @@ proptest! {
 /// Enough channels and rows that channels are cut into chunks, positions into tiles, and sums into parts.
 #[test]
 fn matches_the_definition_when_cut() {
-    for (channels, size) in [((130, 20), [2, 6, 8]), ((9, 13), [11, 60, 33]), ((200, 24), [1, 8, 150])] {
+    for (channels, size) in [
+        ((130, 20), [2, 6, 8]),
+        ((9, 13), [11, 60, 33]),
+        ((200, 24), [1, 8, 150]),
+    ] {
         for kernel in [[3, 3, 3], [1, 3, 3], [1, 1, 1]] {
             let shape = Conv3dShape {
                 batch: 2,
@@ -141,16 +193,43 @@ fn matches_the_definition_when_cut() {
 /// Reproducibility: the number of threads must not change a bit.
 #[test]
 fn threads_do_not_change_the_result() {
-    let s = Conv3dShape { batch: 1, in_channels: 70, out_channels: 13, depth: 7, height: 20, width: 19, kernel: [3, 3, 3] };
+    let s = Conv3dShape {
+        batch: 1,
+        in_channels: 70,
+        out_channels: 13,
+        depth: 7,
+        height: 20,
+        width: 19,
+        kernel: [3, 3, 3],
+    };
     let x = noise(1, s.in_channels * s.voxels());
     let dy = noise(2, s.out_channels * s.voxels());
     let w = noise(3, s.weights());
     let run = |threads| {
-        rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap().install(|| {
-            let y = conv3d_forward(&[(&x, s.in_channels)], &PackedWeights::forward(&w, s), None, None, s);
-            let dx = conv3d_backward_data(&dy, &PackedWeights::backward_data(&w, s), s, &[s.in_channels]);
-            (y, dx, conv3d_backward_weights(&[(&x, s.in_channels)], &dy, None, s))
-        })
+        rayon::ThreadPoolBuilder::new()
+            .num_threads(threads)
+            .build()
+            .unwrap()
+            .install(|| {
+                let y = conv3d_forward(
+                    &[(&x, s.in_channels)],
+                    &PackedWeights::forward(&w, s),
+                    None,
+                    None,
+                    s,
+                );
+                let dx = conv3d_backward_data(
+                    &dy,
+                    &PackedWeights::backward_data(&w, s),
+                    s,
+                    &[s.in_channels],
+                );
+                (
+                    y,
+                    dx,
+                    conv3d_backward_weights(&[(&x, s.in_channels)], &dy, None, s),
+                )
+            })
     };
     assert_eq!(run(1), run(5));
 }
