@@ -328,10 +328,9 @@ pub(crate) mod tests {
                         steps[0] = steps[0].map(|v| -v);
                     }
                     for a in 0..3 {
-                        for w in 0..3 {
-                            steps[a][w] +=
-                                max_shear * shear[a] * steps[(a + 1) % 3][w] * spacing[a]
-                                    / spacing[(a + 1) % 3];
+                        let next = steps[(a + 1) % 3].map(|v| v / spacing[(a + 1) % 3]);
+                        for (step, next) in steps[a].iter_mut().zip(next) {
+                            *step += max_shear * shear[a] * spacing[a] * next;
                         }
                     }
                     Geometry::new(shape, origin, steps).ok()

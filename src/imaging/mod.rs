@@ -135,3 +135,6 @@ fn read_up_to(reader: &mut dyn Read, limit: usize) -> Result<Vec<u8>, ImagingErr
         .map_err(budget::decode_error)?;
     Ok(bytes)
 }
+
+#[cfg(test)]
+mod tests;

@@ -131,7 +131,8 @@ fn one_line(name: &str) -> String {
 /// First and last index along i, j, k of each value present.
 fn extents(label: &Volume<u16>) -> Vec<(u16, [i64; 6])> {
     let [_, nj, ni] = label.geometry.shape();
-    let mut slots: Vec<Option<[i64; 6]>> = vec![None; 1 << 16];
+    let highest = label.voxels.iter().copied().max().unwrap_or(0);
+    let mut slots: Vec<Option<[i64; 6]>> = vec![None; usize::from(highest) + 1];
     for (row, values) in label.voxels.chunks_exact(ni).enumerate() {
         let (j, k) = ((row % nj) as i64, (row / nj) as i64);
         for (i, &value) in values.iter().enumerate() {

@@ -92,7 +92,7 @@ pub fn overlay_png(
     let planes = planes(turn.target());
     let panel_height = planes.iter().map(|plane| plane.height).max().unwrap_or(1);
     let width = GAP + planes.iter().map(|plane| plane.width + GAP).sum::<usize>();
-    let row_height = LINE + panel_height + LINE;
+    let row_height = LINE + panel_height + LINE + GAP;
     let legend = Legend::new(names, width - 2 * GAP);
     let mut canvas = Canvas::new(
         width,

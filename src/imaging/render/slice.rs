@@ -112,10 +112,36 @@ impl Plane {
             ((pixel as f64 + 0.5) * voxels as f64 / pixels as f64 - 0.5)
                 .clamp(0.0, (voxels - 1) as f64)
         };
+        // The label with the largest share among the four voxels around: smooth outlines without
+        // mixing label values.
         let value_at = |row: usize, column: usize| -> u16 {
-            let down = position(row, self.height, nd).round() as usize;
-            let right = position(column, self.width, nr).round() as usize;
-            label.voxels[index(down, right)]
+            let (down, right) = (
+                position(row, self.height, nd),
+                position(column, self.width, nr),
+            );
+            let (d0, r0) = (down as usize, right as usize);
+            let (d1, r1) = ((d0 + 1).min(nd - 1), (r0 + 1).min(nr - 1));
+            let (dw, rw) = (down.fract(), right.fract());
+            let around = [
+                (label.voxels[index(d0, r0)], (1.0 - dw) * (1.0 - rw)),
+                (label.voxels[index(d0, r1)], (1.0 - dw) * rw),
+                (label.voxels[index(d1, r0)], dw * (1.0 - rw)),
+                (label.voxels[index(d1, r1)], dw * rw),
+            ];
+            let share = |value: u16| -> f64 {
+                around
+                    .iter()
+                    .filter(|(v, _)| *v == value)
+                    .map(|(_, w)| w)
+                    .sum()
+            };
+            let (mut best, mut largest) = (around[0].0, share(around[0].0));
+            for &(value, _) in &around[1..] {
+                if share(value) > largest {
+                    (best, largest) = (value, share(value));
+                }
+            }
+            best
         };
         let values: Vec<u16> = (0..self.height * self.width)
             .map(|n| value_at(n / self.width, n % self.width))
