@@ -1,3 +1,5 @@
+//! The `fewlabel` command.
+
 use std::process::ExitCode;
 
 use clap::Parser;

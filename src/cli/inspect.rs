@@ -156,7 +156,8 @@ fn entry(path: &Path, raster: &Raster, probes: &[[usize; 3]]) -> Result<Entry, I
     let [nk, nj, ni] = geometry.shape();
     let [dk, dj, di] = geometry.spacing_mm();
     let steps = geometry.steps_lps_mm();
-    let unit = |axis: usize| steps[axis].map(|mm| mm / geometry.spacing_mm()[axis]);
+    // Adding zero makes a negative zero plain.
+    let unit = |axis: usize| steps[axis].map(|mm| mm / geometry.spacing_mm()[axis] + 0.0);
     let probes = probes
         .iter()
         .map(|&[i, j, k]| {
@@ -172,7 +173,7 @@ fn entry(path: &Path, raster: &Raster, probes: &[[usize; 3]]) -> Result<Entry, I
         format: raster.format(),
         size_ijk: [ni, nj, nk],
         spacing_mm: [di, dj, dk],
-        origin_lps: geometry.origin_lps_mm(),
+        origin_lps: geometry.origin_lps_mm().map(|mm| mm + 0.0),
         directions_lps: [unit(2), unit(1), unit(0)],
         affine_ras: geometry.affine_ras(),
         dtype: raster.sample().name(),

@@ -20,6 +20,8 @@ const DEFLATE_MAX_RATIO: u64 = 1040;
 const BZIP2_MAX_RATIO: u64 = 2_000_000;
 /// Bytes accepted after the voxels of a compressed stream; more is taken as a bomb.
 const MAX_TRAILING_BYTES: u64 = 16 << 20;
+/// Bytes that may stand before the voxels; unpacking more only to throw it away is work for nothing.
+const MAX_SKIPPED_BYTES: u64 = 1 << 30;
 
 /// What decoding one file may cost.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -160,6 +162,11 @@ pub(crate) fn trailing_warning(count: u64) -> Option<String> {
 
 /// Discards `count` bytes of the stream.
 pub(crate) fn skip(reader: &mut dyn Read, count: u64) -> Result<(), ImagingError> {
+    if count > MAX_SKIPPED_BYTES {
+        return Err(ImagingError::TooLarge(format!(
+            "the voxels begin {count} bytes into the data"
+        )));
+    }
     let skipped = io::copy(&mut reader.take(count), &mut io::sink()).map_err(decode_error)?;
     if skipped < count {
         return Err(ImagingError::Truncated {

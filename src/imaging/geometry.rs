@@ -230,14 +230,6 @@ impl Geometry {
             .any(|cosine| cosine.abs() > ORTHOGONAL)
     }
 
-    /// Same steps and first voxel with another shape; used to cut or to drop layers.
-    ///
-    /// # Errors
-    /// As [`Geometry::new`].
-    pub fn with_shape(&self, shape: [usize; 3]) -> Result<Self, GeometryError> {
-        Self::new(shape, self.origin_lps_mm, self.steps_lps_mm)
-    }
-
     fn corners(&self) -> [[f64; 3]; 8] {
         std::array::from_fn(|corner| {
             self.to_world(std::array::from_fn(|a| {

@@ -34,7 +34,7 @@ pub mod volume;
 mod whole_file;
 
 use std::fs::File;
-use std::io::{BufRead, BufReader, Read};
+use std::io::{BufRead, BufReader};
 use std::path::Path;
 
 pub use budget::Budget;
@@ -124,16 +124,6 @@ fn open(path: &Path) -> Result<(BufReader<File>, u64), ImagingError> {
         BufReader::with_capacity(READ_BUFFER_BYTES, file),
         stored_bytes,
     ))
-}
-
-/// Up to `limit` bytes of a header.
-fn read_up_to(reader: &mut dyn Read, limit: usize) -> Result<Vec<u8>, ImagingError> {
-    let mut bytes = Vec::new();
-    reader
-        .take(limit as u64)
-        .read_to_end(&mut bytes)
-        .map_err(budget::decode_error)?;
-    Ok(bytes)
 }
 
 #[cfg(test)]

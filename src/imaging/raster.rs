@@ -128,40 +128,40 @@ impl Raster {
     /// # Errors
     /// [`ImagingError::LabelValues`] at the first negative, fractional or too large value.
     pub fn into_label(self) -> Result<LabelFile, ImagingError> {
-        const NO_LABEL: u32 = u32::MAX;
         let rescale = self.rescale;
-        let to_label = |raw: f64| {
-            let value = rescaled(rescale, raw);
-            if value.fract() == 0.0 && (0.0..=65535.0).contains(&value) {
-                value as u32
-            } else {
-                NO_LABEL
-            }
-        };
-        let values = self.sample.map(&self.bytes, to_label);
-        if let Some(at) = values.iter().position(|&value| value == NO_LABEL) {
-            let size = self.sample.size_bytes();
-            let value = rescaled(rescale, self.sample.decode(&self.bytes[at * size..]));
+        let is_label = |value: f64| value.fract() == 0.0 && (0.0..=65535.0).contains(&value);
+        if let Some(raw) = self
+            .sample
+            .find(&self.bytes, |raw| !is_label(rescaled(rescale, raw)))
+        {
             return Err(ImagingError::LabelValues(format!(
-                "it holds the value {value}"
+                "it holds the value {}",
+                rescaled(rescale, raw)
             )));
         }
+        let values = self
+            .sample
+            .map(&self.bytes, |raw| rescaled(rescale, raw) as u16);
         let (count, voxel_count) = (self.layers.count, self.geometry.voxel_count());
-        let layers = (0..count)
-            .map(|layer| {
-                let (first, step) = if self.layers.interleaved {
-                    (layer, count)
-                } else {
-                    (layer * voxel_count, 1)
-                };
-                values[first..]
-                    .iter()
-                    .step_by(step)
-                    .take(voxel_count)
-                    .map(|&value| value as u16)
-                    .collect()
-            })
-            .collect();
+        let layers = if count == 1 {
+            vec![values]
+        } else {
+            (0..count)
+                .map(|layer| {
+                    let (first, step) = if self.layers.interleaved {
+                        (layer, count)
+                    } else {
+                        (layer * voxel_count, 1)
+                    };
+                    values[first..]
+                        .iter()
+                        .step_by(step)
+                        .take(voxel_count)
+                        .copied()
+                        .collect()
+                })
+                .collect()
+        };
         Ok(LabelFile {
             geometry: self.geometry,
             layers,

@@ -104,6 +104,19 @@ impl Sample {
             .collect()
     }
 
+    /// The first value of `bytes` (little endian) that `wanted` holds for.
+    pub(crate) fn find(
+        self,
+        bytes: &[u8],
+        wanted: impl Fn(f64) -> bool + Sync + Send,
+    ) -> Option<f64> {
+        bytes
+            .par_chunks_exact(self.size_bytes())
+            .with_min_len(CHUNK_VOXELS)
+            .map(|raw| self.decode(raw))
+            .find_first(|value| wanted(*value))
+    }
+
     /// Turns big-endian values into little-endian ones, in place.
     pub(crate) fn swap_bytes(self, bytes: &mut [u8]) {
         for value in bytes.chunks_exact_mut(self.size_bytes()) {

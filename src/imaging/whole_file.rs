@@ -5,6 +5,11 @@ use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use flate2::{Compression, write::GzEncoder};
+
+/// Fast, and close to the best for label maps.
+const GZIP_LEVEL: u32 = 3;
+
 /// Lets `fill` write next to `path` and renames the result into place; on any error nothing is
 /// left and an earlier file under `path` is untouched. Durability (fsync) is the caller's business.
 pub(crate) fn write(
@@ -23,6 +28,15 @@ pub(crate) fn write(
         let _ = fs::remove_file(&part);
     }
     result
+}
+
+/// Writes `parts` as one gzip stream.
+pub(crate) fn gzip(out: &mut dyn Write, parts: &[&[u8]]) -> io::Result<()> {
+    let mut encoder = GzEncoder::new(out, Compression::new(GZIP_LEVEL));
+    for part in parts {
+        encoder.write_all(part)?;
+    }
+    encoder.finish().map(|_| ())
 }
 
 fn part_path(path: &Path) -> io::Result<PathBuf> {

@@ -271,3 +271,90 @@ fn dicom_is_named_in_its_refusal() {
         (Some("dicom_not_supported"), 1)
     );
 }
+
+/// A valid uint8 NIfTI-1 file of 2 x 1 x 1 voxels, 1.5 mm, made by hand.
+fn tiny_nifti() -> Vec<u8> {
+    let mut bytes = vec![0u8; 354];
+    bytes[..4].copy_from_slice(&348i32.to_le_bytes());
+    for (n, size) in [3i16, 2, 1, 1, 1, 1, 1, 1].iter().enumerate() {
+        bytes[40 + 2 * n..42 + 2 * n].copy_from_slice(&size.to_le_bytes());
+    }
+    bytes[70..72].copy_from_slice(&2i16.to_le_bytes());
+    bytes[72..74].copy_from_slice(&8i16.to_le_bytes());
+    bytes[108..112].copy_from_slice(&352f32.to_le_bytes());
+    bytes[254..256].copy_from_slice(&1i16.to_le_bytes());
+    for (row, column, value) in [
+        (0, 0, -1.5f32),
+        (1, 1, -1.5),
+        (2, 2, 1.5),
+        (0, 3, 10.0),
+        (2, 3, -20.0),
+    ] {
+        let at = 280 + 16 * row + 4 * column;
+        bytes[at..at + 4].copy_from_slice(&value.to_le_bytes());
+    }
+    bytes[344..348].copy_from_slice(b"n+1\0");
+    bytes[352..].copy_from_slice(&[7, 9]);
+    bytes
+}
+
+#[test]
+fn the_report_has_every_field() {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join("a.nii"), tiny_nifti()).unwrap();
+    std::fs::write(folder.path().join("b.txt"), "no image").unwrap();
+    std::fs::write(folder.path().join(".hidden"), "not looked at").unwrap();
+    let (report, code) = inspect(folder.path(), &["1,0,0".to_owned(), "5,0,0".to_owned()]);
+    assert_eq!(code, 0);
+    assert_eq!(report["images"].as_array().unwrap().len(), 1);
+    assert_eq!(report["refused"].as_array().unwrap().len(), 1);
+    assert_eq!(report["refused"][0]["code"], "unknown_format");
+    let image = &report["images"][0];
+    let expected = serde_json::json!({
+        "format": "nifti1", "dtype": "uint8", "size_ijk": [2, 1, 1], "spacing_mm": [1.5, 1.5, 1.5],
+        "origin_lps": [-10.0, 0.0, -20.0], "directions_lps": [[1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0]],
+        "affine_ras": [[-1.5, 0.0, 0.0, 10.0], [0.0, -1.5, 0.0, 0.0], [0.0, 0.0, 1.5, -20.0], [0.0, 0.0, 0.0, 1.0]],
+        "range": [7.0, 9.0], "probes": [[1, 0, 0, 9.0], [5, 0, 0, null]],
+        // sha256 of the bytes 07 00 09 00.
+        "sha256_int16_ijk": "f8dda9e029e79a2094d0be7eff3f54eac893b71b15f872d36af69cc1c0652ab8",
+    });
+    for (key, value) in expected.as_object().unwrap() {
+        assert_eq!(&image[key], value, "{key}");
+    }
+    assert_eq!(
+        image["warnings"].as_array().unwrap().len(),
+        1,
+        "{}",
+        image["warnings"]
+    );
+}
+
+#[test]
+fn text_output_and_exit_codes() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("a.nii");
+    std::fs::write(&path, tiny_nifti()).unwrap();
+    let run = |args: &[&str]| {
+        Command::new(env!("CARGO_BIN_EXE_fewlabel"))
+            .arg("inspect")
+            .args(args)
+            .output()
+            .unwrap()
+    };
+    let shown = run(&[path.to_str().unwrap(), "--probe", "0,0,0"]);
+    let text = String::from_utf8(shown.stdout).unwrap();
+    assert!(
+        shown.status.success()
+            && text.contains("size i j k  2 1 1")
+            && text.contains("at 0,0,0    7"),
+        "{text}"
+    );
+    assert_eq!(run(&["none.nii"]).status.code(), Some(1));
+    assert_eq!(run(&[]).status.code(), Some(2));
+    assert_eq!(
+        run(&[path.to_str().unwrap(), "--probe", "1,2"])
+            .status
+            .code(),
+        Some(2)
+    );
+}

@@ -22,7 +22,12 @@ pub(in crate::imaging) fn read(
     budget: &Budget,
 ) -> Result<Raster, ImagingError> {
     let mut stream = packing.unpack(reader);
-    let start = crate::imaging::read_up_to(&mut stream, NIFTI2_BYTES)?;
+    let mut start = Vec::new();
+    stream
+        .by_ref()
+        .take(NIFTI2_BYTES as u64)
+        .read_to_end(&mut start)
+        .map_err(budget::decode_error)?;
     let header = Header::parse(&start)?;
     let mut warnings = Vec::new();
     let size_ijk = size_ijk(&header)?;

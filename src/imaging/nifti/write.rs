@@ -1,9 +1,6 @@
 //! NIfTI-1 in one file, little endian.
 
-use std::io::Write;
 use std::path::Path;
-
-use flate2::{Compression, write::GzEncoder};
 
 use super::header::{NIFTI1_BYTES, bad};
 use crate::imaging::error::ImagingError;
@@ -13,8 +10,6 @@ use crate::imaging::whole_file;
 
 /// Voxels begin here: the header and an empty list of extensions.
 const VOX_OFFSET: usize = 352;
-/// Fast, and close to the best for label maps.
-const GZIP_LEVEL: u32 = 3;
 /// `NIFTI_XFORM_SCANNER_ANAT`.
 const SCANNER: i16 = 1;
 /// `NIFTI_UNITS_MM`.
@@ -32,10 +27,7 @@ pub(in crate::imaging) fn write(
     let header = header(geometry, sample)?;
     whole_file::write(path, |out| {
         if compress {
-            let mut encoder = GzEncoder::new(out, Compression::new(GZIP_LEVEL));
-            encoder.write_all(&header)?;
-            encoder.write_all(bytes)?;
-            encoder.finish().map(|_| ())
+            whole_file::gzip(out, &[&header, bytes])
         } else {
             out.write_all(&header)?;
             out.write_all(bytes)

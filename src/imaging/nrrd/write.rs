@@ -1,17 +1,11 @@
 //! NRRD with attached data.
 
-use std::io::Write;
 use std::path::Path;
-
-use flate2::{Compression, write::GzEncoder};
 
 use crate::imaging::error::ImagingError;
 use crate::imaging::geometry::Geometry;
 use crate::imaging::sample::Sample;
 use crate::imaging::whole_file;
-
-/// Fast, and close to the best for label maps.
-const GZIP_LEVEL: u32 = 3;
 
 /// Writes little-endian voxels in file order; `pairs` are further header lines, each with its line
 /// end. Numbers are written with all their digits: the grid comes back exactly.
@@ -27,9 +21,7 @@ pub(in crate::imaging) fn write(
     whole_file::write(path, |out| {
         out.write_all(header.as_bytes())?;
         if compress {
-            let mut encoder = GzEncoder::new(out, Compression::new(GZIP_LEVEL));
-            encoder.write_all(bytes)?;
-            encoder.finish().map(|_| ())
+            whole_file::gzip(out, &[bytes])
         } else {
             out.write_all(bytes)
         }

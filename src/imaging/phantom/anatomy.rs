@@ -30,9 +30,9 @@ struct Variation {
 }
 
 const ORGAN: Variation = Variation {
-    shift_mm: 5.0,
-    size: 0.11,
-    turn_degrees: 11.0,
+    shift_mm: 7.0,
+    size: 0.16,
+    turn_degrees: 16.0,
 };
 const STILL: Variation = Variation {
     shift_mm: 0.0,
@@ -196,7 +196,7 @@ impl Anatomy {
         let mut shape = rng.named("shape");
         Self {
             deform: std::array::from_fn(|w| Field::new(&mut shape.stream(w as u64), 130.0, 6)),
-            deform_mm: shape.range(3.0, 7.5),
+            deform_mm: shape.range(4.0, 7.5),
             scale: std::array::from_fn(|_| shape.range(0.92, 1.09)),
             texture: Field::new(&mut shape.stream(10), 18.0, 8),
             bumps: Field::new(&mut shape.stream(11), 34.0, 8),

@@ -23,11 +23,8 @@ impl Field {
                     .sum::<f64>()
                     .sqrt()
                     .max(1e-9);
-                let frequency = std::f64::consts::TAU / (shortest_mm * rng.range(1.0, 2.0));
-                (
-                    direction.map(|v| v / norm * frequency),
-                    rng.range(0.0, std::f64::consts::TAU),
-                )
+                let frequency = 1.0 / (shortest_mm * rng.range(1.0, 2.0));
+                (direction.map(|v| v / norm * frequency), rng.uniform())
             })
             .collect();
         Self {
@@ -40,10 +37,19 @@ impl Field {
         let sum: f64 = self
             .waves
             .iter()
-            .map(|(k, phase)| (k[0] * p[0] + k[1] * p[1] + k[2] * p[2] + phase).sin())
+            .map(|(k, phase)| wave(k[0] * p[0] + k[1] * p[1] + k[2] * p[2] + phase))
             .sum();
         sum * self.scale
     }
+}
+
+/// A wave of period 1 made of parabolas: as smooth as this needs, and several times faster than a
+/// sine.
+fn wave(turns: f64) -> f64 {
+    // To -0.5..=0.5; the cast drops the fraction towards zero.
+    let shifted = turns + 0.5 + 1024.0;
+    let t = shifted - (shifted as i64) as f64 - 0.5;
+    t * (8.0 - 16.0 * t.abs())
 }
 
 /// Gaussian blur with standard deviations in voxels along `[z, y, x]`; edges continue outwards.
