@@ -20,3 +20,6 @@ mod write;
 pub(super) use header::is_header;
 pub(super) use read::read;
 pub(super) use write::write;
+
+#[cfg(test)]
+mod tests;

@@ -20,3 +20,6 @@ mod write;
 pub(super) use read::read;
 pub(super) use segments::segment_fields;
 pub(super) use write::write;
+
+#[cfg(test)]
+mod tests;

@@ -7,13 +7,14 @@
 
 mod canvas;
 mod font;
+mod legend;
 mod slice;
 
-use super::color;
 use super::geometry::Geometry;
 use super::orientation;
 use super::volume::Volume;
 use canvas::Canvas;
+use legend::Legend;
 use slice::{Plane, mid_organ};
 
 /// Longest side of a panel.
@@ -96,7 +97,7 @@ pub fn overlay_png(
     let legend = Legend::new(names, width - 2 * GAP);
     let mut canvas = Canvas::new(
         width,
-        rows.len() * row_height + legend.lines.len() * LINE + 2 * GAP,
+        rows.len() * row_height + legend.height() + 2 * GAP,
         BACKGROUND,
     );
 
@@ -119,26 +120,7 @@ pub fn overlay_png(
             left += plane.width + GAP;
         }
     }
-    let legend_top = GAP + rows.len() * row_height;
-    for (n, line) in legend.lines.iter().enumerate() {
-        let mut left = GAP;
-        for (value, name) in line {
-            canvas.square(
-                left,
-                legend_top + n * LINE,
-                font::HEIGHT * TEXT_SCALE,
-                color::of_value(*value),
-            );
-            canvas.text(
-                left + 10 * TEXT_SCALE,
-                legend_top + n * LINE,
-                TEXT_SCALE,
-                TEXT,
-                name,
-            );
-            left += Legend::width(name);
-        }
-    }
+    legend.draw(&mut canvas, GAP, GAP + rows.len() * row_height);
     Ok(canvas.into_png()?)
 }
 
@@ -153,34 +135,6 @@ fn planes(canonical: &Geometry) -> [Plane; 3] {
         Plane::coronal(extents_mm, mm_per_pixel),
         Plane::sagittal(extents_mm, mm_per_pixel),
     ]
-}
-
-/// Names in lines that fit the width.
-struct Legend {
-    lines: Vec<Vec<(u16, String)>>,
-}
-
-impl Legend {
-    fn new(names: &[(u16, String)], width: usize) -> Self {
-        let mut lines: Vec<Vec<(u16, String)>> = Vec::new();
-        let mut used = usize::MAX;
-        for entry in names {
-            let need = Self::width(&entry.1);
-            match lines.last_mut() {
-                Some(line) if used.saturating_add(need) <= width => line.push(entry.clone()),
-                _ => {
-                    lines.push(vec![entry.clone()]);
-                    used = 0;
-                }
-            }
-            used = used.saturating_add(need);
-        }
-        Self { lines }
-    }
-
-    fn width(name: &str) -> usize {
-        (10 + name.chars().count() * (font::WIDTH + 1) + 8) * TEXT_SCALE
-    }
 }
 
 #[cfg(test)]
