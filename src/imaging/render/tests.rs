@@ -131,11 +131,4 @@ fn comparison_has_one_row_per_label_map() {
     let two = decode(&overlay_png(&case.scan, &rows, &names(), Window::ABDOMEN).unwrap());
     assert_eq!(one.0, two.0);
     assert!(two.1 > one.1 + 300);
-    if let Ok(path) = std::env::var("FEWLABEL_WRITE_PICTURE") {
-        std::fs::write(
-            path,
-            overlay_png(&case.scan, &rows, &names(), Window::ABDOMEN).unwrap(),
-        )
-        .unwrap();
-    }
 }
