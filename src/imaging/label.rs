@@ -1,0 +1,197 @@
+//! Label maps and segmentations as files.
+
+use std::path::Path;
+
+use super::error::ImagingError;
+use super::geometry::Geometry;
+use super::volume::Volume;
+use super::{nifti, nrrd};
+
+/// One named segment of a `.seg.nrrd` file.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Segment {
+    /// Identifier, unique in the file.
+    pub id: String,
+    /// Name shown to the reader.
+    pub name: String,
+    /// Value of its voxels in its layer, at least 1.
+    pub value: u16,
+    /// Index of its layer.
+    pub layer: usize,
+    /// Red, green and blue from 0 to 1.
+    pub color: Option<[f32; 3]>,
+}
+
+/// A label map as read; a `.seg.nrrd` may hold several layers with overlapping segments.
+#[derive(Debug, Clone)]
+pub struct LabelFile {
+    /// The grid of every layer. A segmentation cropped by its writer has the cropped grid, placed
+    /// where it belongs in the patient; resample it (nearest) to the grid of the image.
+    pub geometry: Geometry,
+    /// Label values in C order `[z, y, x]` per layer, at least one layer.
+    pub layers: Vec<Vec<u16>>,
+    /// Names and values; empty unless the file is a `.seg.nrrd`.
+    pub segments: Vec<Segment>,
+    /// What was assumed or repaired while reading.
+    pub warnings: Vec<String>,
+}
+
+/// The file formats that are written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LabelFormat {
+    /// NIfTI-1, one file.
+    Nifti,
+    /// NIfTI-1, gzip.
+    NiftiGz,
+    /// NRRD, raw.
+    Nrrd,
+    /// NRRD, gzip encoding.
+    NrrdGz,
+    /// 3D Slicer segmentation, raw.
+    SegNrrd,
+    /// 3D Slicer segmentation, gzip encoding.
+    SegNrrdGz,
+}
+
+impl LabelFormat {
+    /// The format a file name asks for by its suffix; NRRD without compression.
+    pub fn from_suffix(name: &str) -> Option<Self> {
+        let name = name.to_ascii_lowercase();
+        [
+            (".nii.gz", Self::NiftiGz),
+            (".nii", Self::Nifti),
+            (".seg.nrrd", Self::SegNrrd),
+            (".nrrd", Self::Nrrd),
+        ]
+        .into_iter()
+        .find_map(|(suffix, format)| name.ends_with(suffix).then_some(format))
+    }
+
+    /// File name suffix with its dot.
+    pub fn suffix(self) -> &'static str {
+        match self {
+            Self::Nifti => ".nii",
+            Self::NiftiGz => ".nii.gz",
+            Self::Nrrd | Self::NrrdGz => ".nrrd",
+            Self::SegNrrd | Self::SegNrrdGz => ".seg.nrrd",
+        }
+    }
+
+    /// The same kind of file with compression on or off.
+    pub fn with_compression(self, compress: bool) -> Self {
+        match (self, compress) {
+            (Self::Nifti | Self::NiftiGz, false) => Self::Nifti,
+            (Self::Nifti | Self::NiftiGz, true) => Self::NiftiGz,
+            (Self::Nrrd | Self::NrrdGz, false) => Self::Nrrd,
+            (Self::Nrrd | Self::NrrdGz, true) => Self::NrrdGz,
+            (Self::SegNrrd | Self::SegNrrdGz, false) => Self::SegNrrd,
+            (Self::SegNrrd | Self::SegNrrdGz, true) => Self::SegNrrdGz,
+        }
+    }
+
+    fn compressed(self) -> bool {
+        matches!(self, Self::NiftiGz | Self::NrrdGz | Self::SegNrrdGz)
+    }
+}
+
+/// Writes a label map: `uint8` when every value is at most 255, else `uint16`. `names` are the
+/// segments of a `.seg.nrrd` as (value, name); other formats have no place for them.
+///
+/// The file appears complete under its name or not at all.
+///
+/// # Errors
+/// A grid that the format cannot hold, or a disk that does not take the file.
+pub fn write_label(
+    path: &Path,
+    label: &Volume<u16>,
+    names: &[(u16, String)],
+    format: LabelFormat,
+) -> Result<(), ImagingError> {
+    let narrow = label.voxels.iter().all(|&value| value <= 255);
+    let (sample, bytes): (_, Vec<u8>) = if narrow {
+        (
+            super::Sample::U8,
+            label.voxels.iter().map(|&value| value as u8).collect(),
+        )
+    } else {
+        (
+            super::Sample::U16,
+            label
+                .voxels
+                .iter()
+                .flat_map(|value| value.to_le_bytes())
+                .collect(),
+        )
+    };
+    let compress = format.compressed();
+    match format {
+        LabelFormat::Nifti | LabelFormat::NiftiGz => {
+            nifti::write(path, &label.geometry, sample, &bytes, compress)
+        }
+        LabelFormat::Nrrd | LabelFormat::NrrdGz => {
+            nrrd::write(path, &label.geometry, sample, &bytes, "", compress)
+        }
+        LabelFormat::SegNrrd | LabelFormat::SegNrrdGz => {
+            let fields = nrrd::segment_fields(label, names);
+            nrrd::write(path, &label.geometry, sample, &bytes, &fields, compress)
+        }
+    }
+}
+
+/// Writes a scan as `int16` Hounsfield units, rounded and clamped to the type's range.
+///
+/// The file appears complete under its name or not at all.
+///
+/// # Errors
+/// A segmentation format, a grid that the format cannot hold, or a disk that does not take it.
+pub fn write_scan(
+    path: &Path,
+    scan: &Volume<f32>,
+    format: LabelFormat,
+) -> Result<(), ImagingError> {
+    // A saturating cast: out of range becomes the nearest limit and NaN becomes 0.
+    let bytes: Vec<u8> = scan
+        .voxels
+        .iter()
+        .flat_map(|&hu| (hu.round() as i16).to_le_bytes())
+        .collect();
+    let (geometry, sample, compress) = (&scan.geometry, super::Sample::I16, format.compressed());
+    match format {
+        LabelFormat::Nifti | LabelFormat::NiftiGz => {
+            nifti::write(path, geometry, sample, &bytes, compress)
+        }
+        LabelFormat::Nrrd | LabelFormat::NrrdGz => {
+            nrrd::write(path, geometry, sample, &bytes, "", compress)
+        }
+        LabelFormat::SegNrrd | LabelFormat::SegNrrdGz => Err(ImagingError::Unsupported(
+            "a scan is not written as .seg.nrrd; use .nrrd or .nii.gz".to_owned(),
+        )),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn suffixes() {
+        for format in [
+            LabelFormat::Nifti,
+            LabelFormat::NiftiGz,
+            LabelFormat::Nrrd,
+            LabelFormat::SegNrrd,
+        ] {
+            assert_eq!(
+                LabelFormat::from_suffix(&format!("a.b{}", format.suffix())),
+                Some(format)
+            );
+            assert!(format.with_compression(true).compressed());
+            assert!(!format.with_compression(false).compressed());
+        }
+        assert_eq!(
+            LabelFormat::from_suffix("CASE.NII.GZ"),
+            Some(LabelFormat::NiftiGz)
+        );
+        assert_eq!(LabelFormat::from_suffix("case.mha"), None);
+    }
+}

@@ -1,0 +1,3 @@
+//! One integration binary; files mirror routes and commands.
+
+mod formats;
