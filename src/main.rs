@@ -1,10 +1,50 @@
-use fewlabel::model::{bench::*, pct_net::PctNetConfig, DeviceChoice};
+//! The binary `fewlabel`: parses, dispatches, and turns errors into exit codes.
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+use fewlabel::cli;
+
+/// Tensors are many and large: this allocator keeps their pages instead of returning them after each operation.
 #[global_allocator]
-static GLOBAL: mimalloc::MiMalloc = mimalloc::MiMalloc;
-fn main() {
-    let a: Vec<String> = std::env::args().collect();
-    let c = if a[1]=="s" {PctNetConfig::pct_net_s(8, [64,128,128], 1)} else {PctNetConfig::pct_net(8, [64,128,128], 1)};
-    let w = if a[2]=="f" {Work::Forward} else {Work::TrainingStep};
-    let p = if a[3]=="0" {[32,64,64]} else {[64,128,128]};
-    println!("{:?}", measure(w, &c, p, 3, DeviceChoice::Cpu).unwrap());
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+#[derive(Parser)]
+#[command(version, about)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Serve a folder of studies over the MONAI Label protocol
+    Serve(cli::serve::ServeArgs),
+    /// Turn a PyTorch checkpoint into a model directory
+    Convert(cli::convert::ConvertArgs),
+    /// Segment image files
+    Infer(cli::infer::InferArgs),
+    /// Show what the readers see in images
+    Inspect(cli::inspect::InspectArgs),
+    /// Measure the network on this machine
+    Bench(cli::bench::BenchArgs),
+    /// Compute for a server (started by serve)
+    #[command(hide = true)]
+    Worker(cli::worker::WorkerArgs),
+}
+
+fn main() -> ExitCode {
+    let done = |outcome: anyhow::Result<()>| outcome.map(|()| ExitCode::SUCCESS);
+    let outcome = match Arguments::parse().command {
+        Command::Serve(args) => done(cli::serve::run(args)),
+        Command::Convert(args) => done(cli::convert::run(args)),
+        Command::Infer(args) => cli::infer::run(args),
+        Command::Inspect(args) => cli::inspect::run(args),
+        Command::Bench(args) => done(cli::bench::run(args)),
+        Command::Worker(args) => done(cli::worker::run(args)),
+    };
+    outcome.unwrap_or_else(|error| {
+        eprintln!("fewlabel: {error:#}");
+        ExitCode::from(if error.is::<cli::Usage>() { 2 } else { 1 })
+    })
 }

@@ -1,3 +1,14 @@
-//! One file per subcommand.
+//! The command line, one file per subcommand.
 
+pub mod bench;
+pub mod convert;
+pub mod infer;
 pub mod inspect;
+mod progress;
+pub mod serve;
+pub mod worker;
+
+/// The user asked for something that cannot be; the process exits with code 2.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct Usage(pub String);

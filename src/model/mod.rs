@@ -1,6 +1,7 @@
 //! The network: PCT-Net, its weights, inference and training. The only module that names burn.
 
 pub mod bench;
+pub mod convert;
 mod engine;
 mod error;
 mod infer;
@@ -11,13 +12,17 @@ pub mod metrics;
 #[cfg(test)]
 mod parity;
 pub mod pct_net;
+mod plan;
 mod schema;
 mod train;
 pub mod weights;
 
+pub use convert::create_untrained;
 pub use engine::{DeviceChoice, probe_device};
 pub use error::ModelError;
+pub use pct_net::PctNetConfig;
 pub use infer::{Segmentation, Segmenter};
 pub use manifest::{Lineage, Manifest, ModelDescription, Preprocessing, write_model};
 pub use train::{TrainCase, TrainEvent, TrainOptions, TrainReport, TrainRequest, train};
 pub use schema::{LabelSchema, MAX_LABELS, SchemaError};
+pub use plan::plan_preprocessing;

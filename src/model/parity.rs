@@ -11,6 +11,7 @@ use burn::optim::{GradientsParams, Optimizer};
 use burn::tensor::{Tensor, TensorData};
 use burn_flex::Flex;
 
+use super::convert::largest_difference;
 use super::loss::{Target, deep_supervised, dice_and_cross_entropy};
 use super::pct_net::{DropoutStream, Mode, PctNet, PctNetConfig};
 use super::train::adam;
@@ -57,33 +58,12 @@ fn tensor<B: burn::tensor::backend::Backend, const D: usize>(t: &HostTensor) -> 
     Tensor::from_data(TensorData::new(t.values.clone(), t.shape.clone()), &Default::default())
 }
 
-/// Largest absolute difference of logits to the reference, which holds every `stride`-th voxel per axis.
-fn difference(logits: Tensor<Flex, 5>, reference: &HostTensor, stride: usize) -> f32 {
-    let [b, c, d, h, w] = logits.dims();
-    let values = to_f32(logits.into_data());
-    let mut expected = reference.values.iter();
-    let mut worst = 0f32;
-    for outer in 0..b * c {
-        for z in (0..d).step_by(stride) {
-            for y in (0..h).step_by(stride) {
-                for x in (0..w).step_by(stride) {
-                    let got = values[((outer * d + z) * h + y) * w + x];
-                    worst = worst.max((got - expected.next().unwrap()).abs());
-                }
-            }
-        }
-    }
-    assert!(expected.next().is_none());
-    worst
-}
-
 fn outputs_match(name: &str) {
     let Some(fixture) = fixture(name) else { return };
     let net = network::<Flex>(&fixture);
     let input = tensor(&fixture.reference["input"]);
     for (i, logits) in net.forward(input, Mode::Eval).into_iter().enumerate() {
-        let stride = fixture.facts["logits_stride"][i].as_u64().unwrap() as usize;
-        let worst = difference(logits, &fixture.reference[&format!("logits{i}")], stride);
+        let worst = largest_difference(logits, &fixture.reference[&format!("logits{i}")]).unwrap();
         eprintln!("{name} output {i}: largest difference {worst:e}");
         assert!(worst <= 1e-4, "{name} output {i}: {worst}");
     }

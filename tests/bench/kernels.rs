@@ -125,6 +125,7 @@ fn main() {
     machine();
     convolutions(&filter);
     memory_bound(&filter);
+    attention(&filter);
     machine();
 }
 
@@ -181,6 +182,48 @@ fn multiply_add(sums: &mut [[f32; 16]; 24], steps: usize) {
 
 #[cfg(not(target_arch = "x86_64"))]
 fn multiply_add(_: &mut [[f32; 16]; 24], _: usize) {}
+
+fn attention(filter: &str) {
+    use fewlabel::model::kernels::cpu::window_attention::*;
+    for (windows, heads, dim) in [(200, 4, 12), (200, 4, 32), (54, 8, 32)] {
+        let shape = AttentionShape {
+            windows,
+            heads,
+            tokens: 216,
+            dim,
+        };
+        let name = format!("attention {windows}x{heads}x216x{dim}");
+        if !name.contains(filter) {
+            continue;
+        }
+        let len = windows * heads * 216 * dim;
+        let (q, k, v, dy) = (
+            values(len),
+            values(len + 1),
+            values(len + 2),
+            values(len + 3),
+        );
+        let bias = values(heads * 216 * 216);
+        let terms = AttentionBias {
+            scale: 0.2,
+            bias: &bias,
+            regions: None,
+            masked: -100.0,
+        };
+        let (k, v, dy) = (&k[1..], &v[2..], &dy[3..]);
+        let (y, logs) = window_attention(&q, k, v, terms, shape);
+        let f = best_s(|| window_attention(&q, k, v, terms, shape));
+        let b = best_s(|| window_attention_backward(&q, k, v, &y, &logs, dy, terms, shape));
+        let gflop = 4e-9 * (windows * heads * 216 * 216 * dim) as f64;
+        println!(
+            "{name:40} {:8.2} {:8.2}   ms ({:.0}, {:.0} GFLOP/s)",
+            f * 1e3,
+            b * 1e3,
+            gflop / f,
+            2.5 * gflop / b
+        );
+    }
+}
 
 fn memory_bound(filter: &str) {
     use fewlabel::model::kernels::cpu::{

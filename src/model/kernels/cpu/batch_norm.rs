@@ -412,17 +412,17 @@ mod tests {
 
         let (y, moments) = batch_norm_prelu_on(isa, &x, norm, shape);
         let g = backward_on(isa, &x, &dy, norm, &moments, shape);
-        assert!(relative_error(&moments.mean, &mean) < 1e-6);
-        assert!(relative_error(&moments.var, &var) < 1e-5);
+        assert!(relative_error(&moments.mean, &mean, 1.0) < 1e-6);
+        assert!(relative_error(&moments.var, &var, 1e-3) < 1e-5);
         // Near-constant channels (few values) magnify the rounding of x - mean by 1 / sqrt(var + epsilon).
         let tolerance = if count < 8.0 { 1e-3 } else { 1e-5 };
         assert!(
-            relative_error(&y, &want_y) < tolerance,
+            relative_error(&y, &want_y, 1.0) < tolerance,
             "y: {}",
-            relative_error(&y, &want_y)
+            relative_error(&y, &want_y, 1.0)
         );
-        assert!(relative_error(&g.dgamma, &dgamma) < tolerance);
-        assert!(relative_error(&g.dbeta, &dbeta) < tolerance);
+        assert!(relative_error(&g.dgamma, &dgamma, count.sqrt() / 2.0) < tolerance);
+        assert!(relative_error(&g.dbeta, &dbeta, count.sqrt() / 2.0) < tolerance);
         assert!((f(g.dslope) - dslope).abs() < tolerance * (1.0 + dslope.abs()));
         let largest = gamma.iter().map(|g| g.abs()).fold(0.0, f32::max) / 1e-5f32.sqrt();
         let error =

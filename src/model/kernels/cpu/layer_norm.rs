@@ -169,7 +169,7 @@ mod tests {
                 dbeta[i] += f(dy[i]);
             }
         }
-        assert!(relative_error(&layer_norm_on(isa, &x, &gamma, &beta, epsilon), &y) < 1e-5);
+        assert!(relative_error(&layer_norm_on(isa, &x, &gamma, &beta, epsilon), &y, 1.0) < 1e-5);
         let got = layer_norm_backward_on(isa, &x, &dy, &gamma, epsilon);
         // A row of one value has no gradient at all: compare with the size of what cancels.
         let scale = dx.iter().chain([&0.1]).fold(0.0f64, |m, v| m.max(v.abs()));
@@ -185,7 +185,7 @@ mod tests {
                 .zip(&dgamma)
                 .all(|(&a, b)| (f(a) - b).abs() < 1e-5 * (1.0 + b.abs()))
         );
-        assert!(relative_error(&got.2, &dbeta) < 1e-5);
+        assert!(relative_error(&got.2, &dbeta, (rows as f64).sqrt() / 2.0) < 1e-5);
     }
 
     proptest! {

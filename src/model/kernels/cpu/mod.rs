@@ -18,5 +18,6 @@ pub mod softmax;
 #[cfg(test)]
 mod testing;
 pub mod upsample;
+pub mod window_attention;
 
 pub use simd::Isa;

@@ -54,7 +54,7 @@ fn softmax_backward_on(isa: Isa, y: &[f32], dy: &[f32], dim: usize) -> Vec<f32> 
 
 /// The largest number.
 #[inline(always)]
-fn largest(x: &[f32]) -> f32 {
+pub(super) fn largest(x: &[f32]) -> f32 {
     const LANES: usize = 32;
     let mut lanes = [f32::NEG_INFINITY; LANES];
     let (blocks, rest) = x.as_chunks::<LANES>();
@@ -124,7 +124,7 @@ mod tests {
             }
             for isa in Isa::available() {
                 let y = softmax_on(isa, &x, dim);
-                prop_assert!(relative_error(&y, &want) < 2e-6);
+                prop_assert!(relative_error(&y, &want, 0.1) < 2e-6);
                 let dx = softmax_backward_on(isa, &y, &dy, dim);
                 prop_assert!(dx.iter().zip(&want_dx).all(|(&a, b)| (f(a) - b).abs() < 1e-5));
             }

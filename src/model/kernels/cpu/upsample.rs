@@ -150,8 +150,8 @@ mod tests {
                     want_dx[v * d * h * w + i] += weight * f64::from(dy[v * od * oh * ow + o]);
                 }
             }
-            prop_assert!(relative_error(&upsample(&x, shape), &want) < 1e-5);
-            prop_assert!(relative_error(&upsample_backward(&dy, shape), &want_dx) < 1e-5);
+            prop_assert!(relative_error(&upsample(&x, shape), &want, 0.3) < 1e-5);
+            prop_assert!(relative_error(&upsample_backward(&dy, shape), &want_dx, 0.3) < 1e-5);
         }
     }
 }

@@ -343,44 +343,42 @@ impl<'a> Job<'a> {
         let shape = self.shape;
         let [kernel_z, kernel_y, kernel_x] = shape.kernel;
         let taps = shape.taps();
-        let mut dw = vec![0.0; shape.weights()];
-        dw.par_chunks_mut(shape.in_channels * taps)
-            .enumerate()
-            .for_each(|(out, dw)| {
-                let (block, row) = (out / self.micro.rows, out % self.micro.rows);
-                let mut totals = vec![0.0f32; self.matrices() * self.ldc];
-                let mut tap = vec![0.0f32; self.ldc];
-                for (index, chunk) in ranges(shape.in_channels, self.channels).enumerate() {
-                    for (matrix, total) in totals.chunks_exact_mut(self.ldc).enumerate() {
-                        let at = (index * blocks + block) * block_len
-                            + (matrix * self.micro.rows + row) * self.ldc;
-                        total.fill(0.0);
-                        for part in sums.chunks_exact(part_len) {
-                            total
-                                .iter_mut()
-                                .zip(&part[at..])
-                                .for_each(|(total, part)| *total += part);
+        let write = |out: usize, dw: &mut [f32]| {
+            let (block, row) = (out / self.micro.rows, out % self.micro.rows);
+            let mut totals = vec![0.0f32; self.matrices() * self.ldc];
+            let mut tap = vec![0.0f32; self.ldc];
+            for (index, chunk) in ranges(shape.in_channels, self.channels).enumerate() {
+                for (matrix, total) in totals.chunks_exact_mut(self.ldc).enumerate() {
+                    let at = (index * blocks + block) * block_len
+                        + (matrix * self.micro.rows + row) * self.ldc;
+                    total.fill(0.0);
+                    for part in sums.chunks_exact(part_len) {
+                        total
+                            .iter_mut()
+                            .zip(&part[at..])
+                            .for_each(|(total, part)| *total += part);
+                    }
+                }
+                for (z, y) in (0..kernel_z).flat_map(|z| (0..kernel_y).map(move |y| (z, y))) {
+                    tap.fill(0.0);
+                    for (matrix, total) in totals.chunks_exact(self.ldc).enumerate() {
+                        let coefficient = self.coefficient(matrix, [z, y]);
+                        if coefficient != 0.0 {
+                            tap.iter_mut()
+                                .zip(total)
+                                .for_each(|(tap, total)| *tap += coefficient * total);
                         }
                     }
-                    for (z, y) in (0..kernel_z).flat_map(|z| (0..kernel_y).map(move |y| (z, y))) {
-                        tap.fill(0.0);
-                        for (matrix, total) in totals.chunks_exact(self.ldc).enumerate() {
-                            let coefficient = self.coefficient(matrix, [z, y]);
-                            if coefficient != 0.0 {
-                                tap.iter_mut()
-                                    .zip(total)
-                                    .for_each(|(tap, total)| *tap += coefficient * total);
-                            }
-                        }
-                        for (x, tap) in tap.chunks_exact(chunk.len()).take(kernel_x).enumerate() {
-                            for (channel, tap) in chunk.clone().zip(tap) {
-                                dw[channel * taps + (z * kernel_y + y) * kernel_x + x] = *tap;
-                            }
+                    for (x, tap) in tap.chunks_exact(chunk.len()).take(kernel_x).enumerate() {
+                        for (channel, tap) in chunk.clone().zip(tap) {
+                            dw[channel * taps + (z * kernel_y + y) * kernel_x + x] = *tap;
                         }
                     }
                 }
-            });
-        dw
+            }
+        };
+        // SAFETY: `write` writes every tap of every input channel of its output channel.
+        unsafe { Output::in_chunks(shape.weights(), shape.in_channels * taps, write) }
     }
 }
 

@@ -1,0 +1,129 @@
+//! `fewlabel infer`: segments files without a server.
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::Instant;
+
+use anyhow::{Context, bail};
+use clap::Args;
+use serde_json::json;
+
+use super::Usage;
+use super::progress::Progress;
+use crate::imaging::{Budget, LabelFormat, read_scan, write_label};
+use crate::model::{DeviceChoice, Segmenter};
+use crate::telemetry::peak_memory_bytes;
+
+/// Arguments of `fewlabel infer`.
+#[derive(Debug, Args)]
+pub struct InferArgs {
+    /// Model directory
+    #[arg(long, value_name = "MODEL_DIR")]
+    model: PathBuf,
+    /// Scans (NIfTI or NRRD)
+    #[arg(required = true, value_name = "IMAGE")]
+    images: Vec<PathBuf>,
+    /// Where the labels go: a file ending in .nii.gz, .nii, .nrrd or .seg.nrrd for one image, else a folder that gets
+    /// NAME.nii.gz for each
+    #[arg(short, long, value_name = "OUT")]
+    out: PathBuf,
+    /// Where to compute: auto, cpu, cuda or cuda:N
+    #[arg(long, default_value = "auto")]
+    device: DeviceChoice,
+    /// Print one JSON document with times and memory
+    #[arg(long)]
+    json: bool,
+}
+
+/// Segments each image; exit code 1 when any failed.
+///
+/// # Errors
+/// When the model cannot be loaded or the arguments contradict each other.
+pub fn run(args: InferArgs) -> anyhow::Result<ExitCode> {
+    let as_file = args.out.file_name().and_then(|name| LabelFormat::from_suffix(&name.to_string_lossy()));
+    if as_file.is_some() && args.images.len() > 1 {
+        bail!(Usage(format!("--out {} is one file, but there are {} images; name a folder", args.out.display(), args.images.len())));
+    }
+    let load = Instant::now();
+    let segmenter = Segmenter::load(&args.model, args.device)?;
+    let load_s = load.elapsed().as_secs_f64();
+    if !segmenter.manifest().trained {
+        eprintln!("note: this model has not been trained; its labels mean nothing yet");
+    }
+    let (mut done, mut failed) = (Vec::new(), Vec::new());
+    for image in &args.images {
+        let (out, format) = match as_file {
+            Some(format) => (args.out.clone(), format),
+            None => (args.out.join(format!("{}.nii.gz", stem(image))), LabelFormat::NiftiGz),
+        };
+        match segment_file(&segmenter, image, &out, format) {
+            Ok(entry) => {
+                if !args.json {
+                    println!("{}: {} s", out.display(), entry["seconds"]["total"]);
+                }
+                done.push(entry);
+            }
+            Err(error) => {
+                eprintln!("{}: {error:#}", image.display());
+                failed.push(json!({"path": image, "message": format!("{error:#}")}));
+            }
+        }
+    }
+    let code = if failed.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE };
+    if args.json {
+        let report = json!({
+            "model": segmenter.manifest().name,
+            "model_sha256": segmenter.manifest().weights_sha256,
+            "device": segmenter.device(),
+            "load_seconds": load_s,
+            "images": done,
+            "failed": failed,
+            "peak_memory_bytes": peak_memory_bytes(),
+        });
+        println!("{}", serde_json::to_string_pretty(&report)?);
+    }
+    Ok(code)
+}
+
+fn segment_file(
+    segmenter: &Segmenter,
+    image: &Path,
+    out: &Path,
+    format: LabelFormat,
+) -> anyhow::Result<serde_json::Value> {
+    let start = Instant::now();
+    let scan = read_scan(image, &Budget::default())?;
+    let read_s = start.elapsed().as_secs_f64();
+    let mut progress = Progress::new(&stem(image), 1);
+    let result = segmenter.segment(&scan.volume, &mut |done, all| {
+        progress.set(done, all, "windows");
+        std::ops::ControlFlow::Continue(())
+    })?;
+    let write = Instant::now();
+    if let Some(parent) = out.parent().filter(|parent| !parent.as_os_str().is_empty()) {
+        std::fs::create_dir_all(parent).with_context(|| format!("cannot make {}", parent.display()))?;
+    }
+    write_label(out, &result.labels, &segmenter.manifest().labels.values(), format)?;
+    let mut seconds = serde_json::Map::from_iter([("read".to_owned(), json!(read_s))]);
+    seconds.extend(result.timings.iter().map(|(stage, s)| ((*stage).to_owned(), json!(s))));
+    seconds.insert("write".to_owned(), json!(write.elapsed().as_secs_f64()));
+    seconds.insert("total".to_owned(), json!((start.elapsed().as_secs_f64() * 1000.0).round() / 1000.0));
+    Ok(json!({
+        "path": image,
+        "label": out,
+        "seconds": seconds,
+        "windows": result.windows,
+        "windows_skipped": result.windows_skipped,
+        "warnings": scan.warnings,
+    }))
+}
+
+/// File name without its format's suffix.
+fn stem(path: &Path) -> String {
+    let name = path.file_name().map_or_else(|| "image".into(), |name| name.to_string_lossy());
+    [".nii.gz", ".nii", ".nrrd"]
+        .iter()
+        .find_map(|suffix| name.strip_suffix(suffix))
+        .unwrap_or(&name)
+        .to_owned()
+}

@@ -1,0 +1,308 @@
+//! `fewlabel serve`: the server for a folder of studies.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context;
+use axum::http::HeaderValue;
+use clap::Args;
+use tokio::net::TcpListener;
+
+use super::Usage;
+use crate::clock::SystemClock;
+use crate::config::{RawServeConfig, ServeConfig};
+use crate::model::{self, DeviceChoice, LabelSchema, Manifest, PctNetConfig};
+use crate::project::{Limits, OpenProject, Project, ProjectError};
+use crate::rest::serve::{serve, stop_signal};
+use crate::rest::{App, AppParts, router};
+use crate::rounds::registry::{ModelVersion, Registry};
+use crate::sessions::Sessions;
+use crate::telemetry::{self, LogFormat};
+use crate::worker::supervisor;
+
+/// Name of the model that is made when none is given.
+const DEFAULT_MODEL: &str = "pct-net-s";
+
+/// Patch of that model, `[depth, height, width]`: small enough to train on a CPU.
+const UNTRAINED_PATCH: [usize; 3] = [32, 64, 64];
+/// A folder with this file is a model.
+const MANIFEST: &str = "manifest.json";
+/// Pause between two rounds of housekeeping.
+const HOUSEKEEPING: Duration = Duration::from_secs(300);
+
+/// Arguments of `fewlabel serve`.
+#[derive(Args, Clone, Debug)]
+pub struct ServeArgs {
+    /// Folder with the images: *.nii.gz, *.nii, *.nrrd at its top level. Images are never changed
+    #[arg(long, value_name = "DIR|DICOMWEB_URL")]
+    pub studies: String,
+    /// Folder for labels, models and everything else this server writes [default: .fewlabel in the
+    /// studies folder]
+    #[arg(long, value_name = "DIR")]
+    pub data: Option<PathBuf>,
+    /// Name or address to listen on. Any but this machine needs --insecure
+    #[arg(long, default_value = "127.0.0.1")]
+    pub host: String,
+    /// Port to listen on; 0 takes a free one, which the ready line tells
+    #[arg(long, default_value_t = 8000)]
+    pub port: u16,
+    /// Where to compute: auto, cpu, cuda or cuda:N
+    #[arg(long, default_value = "auto")]
+    pub device: DeviceChoice,
+    /// Model to serve: a folder with manifest.json, or the name of a model in the data folder
+    /// [default: the live model; in a new data folder an untrained one]
+    #[arg(long, value_name = "NAME|DIR")]
+    pub model: Option<String>,
+    /// Names of the labels in order of their voxel values from 1, for a new project
+    #[arg(long, value_name = "A,B,C", value_delimiter = ',')]
+    pub labels: Option<Vec<String>>,
+    /// Let other machines in although this server has no login
+    #[arg(long)]
+    pub insecure: bool,
+    /// Let web pages of this origin (for example an OHIF viewer) use the server; repeatable
+    #[arg(long, value_name = "ORIGIN")]
+    pub cors_origin: Vec<HeaderValue>,
+    /// Inference requests that may wait at the same time; more are answered with 429
+    #[arg(long, default_value_t = 32, value_name = "N")]
+    pub infer_queue: usize,
+    /// Largest file that may be uploaded, in MiB; larger ones are answered with 413
+    #[arg(long, default_value_t = 4096, value_name = "MIB")]
+    pub upload_limit_mib: u64,
+    /// Seed of everything random in this project
+    #[arg(long, default_value_t = 0)]
+    pub seed: u64,
+    /// How log lines are written to standard error
+    #[arg(long, value_enum, default_value = "text")]
+    pub log_format: LogFormat,
+    /// Which log lines are written, as in RUST_LOG
+    #[arg(long, default_value = "info", env = "RUST_LOG", value_name = "FILTER")]
+    pub log: String,
+}
+
+/// Opens the project and serves it until SIGTERM or ctrl-c.
+///
+/// # Errors
+/// [`Usage`] for arguments that cannot be; anything else when the server could not start.
+pub fn run(args: ServeArgs) -> anyhow::Result<()> {
+    tokio::runtime::Runtime::new()?.block_on(start(args))
+}
+
+async fn start(args: ServeArgs) -> anyhow::Result<()> {
+    let config = ServeConfig::check(RawServeConfig {
+        studies: args.studies,
+        data: args.data,
+        host: args.host,
+        port: args.port,
+        insecure: args.insecure,
+        infer_slots: args.infer_queue,
+        upload_limit_bytes: args.upload_limit_mib << 20,
+    })
+    .map_err(|error| Usage(error.to_string()))?;
+    let logs = telemetry::init(args.log_format, &args.log)?;
+    let given = args
+        .model
+        .as_deref()
+        .map(Path::new)
+        .filter(|dir| dir.join(MANIFEST).is_file());
+    let labels = choose_labels(&config, given, args.labels).await?;
+    let open = OpenProject {
+        studies: config.studies.clone(),
+        data: config.data.clone(),
+        labels,
+        clock: Arc::new(SystemClock),
+        seed: args.seed,
+    };
+    let limits = Limits {
+        max_upload_bytes: config.upload_limit_bytes,
+        ..Limits::default()
+    };
+    let project = Project::open(open).await?.with_limits(limits);
+    let registry = Registry::new(&project);
+    let live = choose_model(&project, &registry, args.model.as_deref(), given).await?;
+    let ready = ready_line(&project, &args.device, &live)?;
+    let listener = TcpListener::bind(config.address)
+        .await
+        .with_context(|| format!("cannot listen on {}", config.address))?;
+    let address = listener.local_addr()?;
+    let stop = stop_signal()?;
+    let supervisor = supervisor::spawn(&config.data, &args.device)?;
+    let sessions = Sessions::new(&project);
+    let housekeeping = tokio::spawn(keep_house(project.clone(), sessions.clone()));
+    let app = App::new(AppParts {
+        project,
+        registry,
+        sessions,
+        logs,
+        device: args.device.to_string(),
+        infer_slots: config.infer_slots,
+        cors_origins: args.cors_origin,
+        worker: supervisor.alive(),
+    });
+    println!(
+        "fewlabel {} listens on http://{address}, {ready}",
+        env!("CARGO_PKG_VERSION")
+    );
+    let drained = serve(listener, router::router(app), stop).await;
+    housekeeping.abort();
+    supervisor.stop().await;
+    if !drained {
+        tracing::warn!("some requests were still in progress after the time for them was over");
+    }
+    tracing::info!("stopped");
+    Ok(())
+}
+
+/// The labels of the project: those of the given model, else of the project when it exists already,
+/// else of `dataset.json` in the studies folder, else those on the command line.
+async fn choose_labels(
+    config: &ServeConfig,
+    given: Option<&Path>,
+    spelled: Option<Vec<String>>,
+) -> anyhow::Result<LabelSchema> {
+    let spelled = match spelled {
+        Some(names) => {
+            Some(LabelSchema::new(names).map_err(|error| Usage(format!("--labels: {error}")))?)
+        }
+        None => None,
+    };
+    let dataset = config.studies.join("dataset.json");
+    let found = if let Some(dir) = given {
+        let manifest = Manifest::read(dir);
+        Some(
+            manifest
+                .map_err(|error| Usage(format!("--model {}: {error}", dir.display())))?
+                .model
+                .labels,
+        )
+    } else if let Some(schema) = stored_labels(&config.data).await? {
+        Some(schema)
+    } else if dataset.is_file() {
+        let schema = LabelSchema::from_dataset_json(&dataset);
+        Some(schema.map_err(|error| Usage(format!("{}: {error}", dataset.display())))?)
+    } else {
+        None
+    };
+    match (found, spelled) {
+        (Some(found), Some(spelled)) if found.names() != spelled.names() => Err(Usage(format!(
+            "--labels {} does not fit what is there already ({}); leave --labels out, or start with \
+             another model and data folder",
+            spelled.names().join(","),
+            found.names().join(","),
+        ))
+        .into()),
+        (Some(labels), _) | (None, Some(labels)) => Ok(labels),
+        (None, None) => Err(Usage(format!(
+            "the labels of this project are not known; give one of: --model DIR (a model says its \
+             labels), a file dataset.json in {}, or --labels NAME,NAME,...",
+            config.studies.display(),
+        ))
+        .into()),
+    }
+}
+
+/// The labels of a project that was opened before.
+async fn stored_labels(data: &Path) -> anyhow::Result<Option<LabelSchema>> {
+    if !data.is_dir() {
+        return Ok(None);
+    }
+    match Project::open_worker(data).await {
+        Ok(project) => {
+            let labels = project.schema().clone();
+            project.close().await;
+            Ok(Some(labels))
+        }
+        Err(ProjectError::NotFound(_)) => Ok(None),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// The model to serve: the given one, else the one named, else the live one, else an untrained one.
+async fn choose_model(
+    project: &Project,
+    registry: &Registry,
+    wanted: Option<&str>,
+    given: Option<&Path>,
+) -> anyhow::Result<ModelVersion> {
+    if let Some(dir) = given {
+        let given = registry.import_initial(dir).await?;
+        if given.live {
+            return Ok(given);
+        }
+        // A restart with the same arguments must not undo the rounds since.
+        let live = registry.live(&given.name).await?.unwrap_or(given.clone());
+        tracing::warn!(
+            "the model of --model is version {} of {}; version {} stays live",
+            given.version,
+            given.name,
+            live.version
+        );
+        return Ok(live);
+    }
+    let live: Vec<_> = registry
+        .models()
+        .await?
+        .into_iter()
+        .filter(|model| model.live)
+        .collect();
+    if let Some(wanted) = wanted {
+        let names: Vec<_> = live.iter().map(|model| model.name.clone()).collect();
+        let found = live.into_iter().find(|model| model.name == wanted);
+        return Ok(found.ok_or_else(|| {
+            Usage(format!(
+                "--model {wanted}: this is neither a folder with {MANIFEST} nor a model of this \
+                 project (models: {})",
+                names.join(", "),
+            ))
+        })?);
+    }
+    if let Some(model) = live.into_iter().next() {
+        return Ok(model);
+    }
+    let scratch = tempfile::tempdir_in(project.data_dir())?;
+    let dir = scratch.path().join(DEFAULT_MODEL);
+    let config = PctNetConfig::pct_net_s(project.schema().class_count(), UNTRAINED_PATCH, 1);
+    model::create_untrained(
+        &dir,
+        DEFAULT_MODEL,
+        &config,
+        project.schema(),
+        project.seed(),
+    )?;
+    Ok(registry.import_initial(&dir).await?)
+}
+
+fn ready_line(
+    project: &Project,
+    device: &DeviceChoice,
+    live: &ModelVersion,
+) -> anyhow::Result<String> {
+    Ok(format!(
+        "data {}, device {device}, model {} version {} ({}, {})",
+        project.data_dir().display(),
+        live.name,
+        live.version,
+        live.sha256.get(..12).unwrap_or(&live.sha256),
+        if live.manifest()?.trained {
+            "trained"
+        } else {
+            "not trained yet"
+        },
+    ))
+}
+
+/// New studies are found, ended sessions and leftovers are removed, every few minutes.
+async fn keep_house(project: Project, sessions: Sessions) {
+    loop {
+        tokio::time::sleep(HOUSEKEEPING).await;
+        let done = async {
+            project.rescan().await?;
+            sessions.sweep().await?;
+            project.sweep().await?;
+            Ok::<_, ProjectError>(())
+        };
+        if let Err(error) = done.await {
+            tracing::warn!("housekeeping failed and is tried again later: {error}");
+        }
+    }
+}

@@ -1,0 +1,28 @@
+//! `fewlabel worker`: the computing process beside a server; started by `serve`.
+
+use std::path::PathBuf;
+
+use clap::Args;
+
+use crate::model::DeviceChoice;
+use crate::telemetry::{self, LogFormat};
+
+/// Arguments of `fewlabel worker`.
+#[derive(Debug, Args)]
+pub struct WorkerArgs {
+    /// Data directory of the server
+    #[arg(long, value_name = "DIR")]
+    data: PathBuf,
+    /// Where to compute: auto, cpu, cuda or cuda:N
+    #[arg(long, default_value = "auto")]
+    device: DeviceChoice,
+}
+
+/// Works until standard input closes.
+///
+/// # Errors
+/// When the store cannot be opened.
+pub fn run(args: WorkerArgs) -> anyhow::Result<()> {
+    telemetry::init(LogFormat::Text, "info")?;
+    Ok(crate::worker::run(&args.data, args.device)?)
+}

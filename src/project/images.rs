@@ -1,0 +1,506 @@
+//! The images: files of the studies folder, seen by scanning it, and uploads.
+
+use std::collections::{HashMap, HashSet};
+use std::path::{Path, PathBuf};
+use std::time::UNIX_EPOCH;
+
+use serde_json::json;
+
+use super::ids::{FileName, IMAGE_SUFFIXES, ImageId, split_suffix};
+use super::labels::tombstone;
+use super::{Map, Project, ProjectError};
+use crate::imaging::{self, Geometry};
+use crate::store::rows::{self, ImageFacts, ImageRecord};
+use crate::store::{Staged, StoreError, sha256_of_file};
+
+/// One image of the project.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ImageRow {
+    /// Its id: the file name without suffix, or what the uploader chose.
+    pub id: ImageId,
+    /// Suffix with its dot, as `.nii.gz`.
+    pub ext: String,
+    /// File name for clients, unique in the project: id and suffix.
+    pub name: String,
+    /// Where the bytes lie; read only. The file of an upload has no suffix.
+    pub path: PathBuf,
+    /// Hash of the bytes, where it is known yet; see [`Project::image_sha256`].
+    pub sha256: Option<String>,
+    /// Last change of the file, or time of the upload, in seconds since 1970-01-01 UTC.
+    pub ts: i64,
+    /// Size of the file.
+    pub size_bytes: u64,
+    /// Whether it was uploaded; otherwise it is a file of the studies folder.
+    pub uploaded: bool,
+    /// What clients see: `ts`, `name`, and whatever was merged in.
+    pub info: Map,
+}
+
+/// A file that was passed over, and why.
+pub type Skipped = (String, String);
+
+/// What a look through the studies folder found.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Rescan {
+    /// New images, in the order of their names.
+    pub added: Vec<ImageId>,
+    /// Images whose file has another size or time than before.
+    pub changed: Vec<ImageId>,
+    /// Images whose file is gone; their labels are kept.
+    pub vanished: Vec<ImageId>,
+    /// Files that look like images but cannot be offered, and why.
+    pub skipped: Vec<Skipped>,
+}
+
+/// What reading an image once tells, for submits.
+#[derive(Debug, Clone)]
+pub(super) struct Facts {
+    pub sha256: String,
+    pub geometry: Geometry,
+}
+
+impl Project {
+    /// Looks through the studies folder (top level, `.nii.gz`, `.nii`, `.nrrd`, neither hidden nor
+    /// `.seg.nrrd`). Writes only when something changed.
+    ///
+    /// # Errors
+    /// When the folder or the store does not answer; the list of images stays as it was.
+    pub async fn rescan(&self) -> Result<Rescan, ProjectError> {
+        let studies = self.studies().to_owned();
+        let (files, skipped) = tokio::task::spawn_blocking(move || list(&studies))
+            .await
+            .map_err(StoreError::from)??;
+        let before: HashMap<String, ImageRecord> = self
+            .store()
+            .database
+            .images()
+            .await?
+            .into_iter()
+            .map(|row| (row.id.clone(), row))
+            .collect();
+
+        let mut found = Rescan {
+            skipped,
+            ..Rescan::default()
+        };
+        let mut write = Vec::new();
+        for file in &files {
+            match before.get(file.id.as_str()) {
+                // An upload of the same name stands in front of the file.
+                Some(row) if row.source == "blob" && row.state == "present" => {}
+                Some(row)
+                    if row.source == "study" && file.is_that_of(row) && row.state != "missing" => {}
+                Some(row) if row.state == "present" => {
+                    found.changed.push(file.id.clone());
+                    write.push(file);
+                }
+                _ => {
+                    found.added.push(file.id.clone());
+                    write.push(file);
+                }
+            }
+        }
+        let there: HashSet<&str> = files.iter().map(|file| file.id.as_str()).collect();
+        for row in before
+            .values()
+            .filter(|row| row.source == "study" && row.state == "present")
+        {
+            if !there.contains(row.id.as_str()) {
+                found.vanished.push(ImageId::parse(&row.id)?);
+            }
+        }
+        found.vanished.sort();
+        if write.is_empty() && found.vanished.is_empty() {
+            return Ok(found);
+        }
+
+        let mut tx = self.store().database.begin().await?;
+        for file in write {
+            let row = rows::image(&mut tx, file.id.as_str()).await?;
+            rows::put_image(&mut tx, &file.record(row)).await?;
+        }
+        for id in &found.vanished {
+            rows::set_image_state(&mut tx, id.as_str(), "missing").await?;
+        }
+        tx.commit().await.map_err(StoreError::from)?;
+        Ok(found)
+    }
+
+    /// The images there are, in order of first sight.
+    ///
+    /// # Errors
+    /// When the store does not answer; likewise below.
+    pub async fn images(&self) -> Result<Vec<ImageRow>, ProjectError> {
+        let rows = self.store().database.images().await?;
+        rows.into_iter()
+            .filter(|row| row.state == "present")
+            .map(|row| self.image_row(row))
+            .collect()
+    }
+
+    /// The image; none when it is unknown, deleted, or its file is gone.
+    pub async fn image(&self, id: &ImageId) -> Result<Option<ImageRow>, ProjectError> {
+        let row = self.store().database.image(id.as_str()).await?;
+        row.filter(|row| row.state == "present")
+            .map(|row| self.image_row(row))
+            .transpose()
+    }
+
+    /// SHA-256 of the image's bytes; computed once for each size and time of the file.
+    ///
+    /// # Errors
+    /// [`ProjectError::NotFound`] when there is no such image.
+    pub async fn image_sha256(&self, id: &ImageId) -> Result<String, ProjectError> {
+        Ok(self.image_facts(id).await?.sha256)
+    }
+
+    /// Takes an uploaded image, which must be readable as a scan. The id follows from `file_name`
+    /// when none is given. An image of that id is replaced and keeps its labels: each of them names
+    /// the hash of the image it was drawn on.
+    ///
+    /// # Errors
+    /// [`ProjectError::Invalid`] when the file is no scan or its name has no known suffix.
+    pub async fn add_image(
+        &self,
+        id: Option<ImageId>,
+        staged: Staged,
+        file_name: &str,
+        info: Map,
+    ) -> Result<ImageId, ProjectError> {
+        self.staging().check_space()?;
+        let file_name = FileName::from_client(file_name)?;
+        let (stem, ext) = split_suffix(file_name.as_str(), &IMAGE_SUFFIXES).ok_or_else(|| {
+            ProjectError::Invalid(format!(
+                "image file {:?}: the name must end with {}",
+                file_name.as_str(),
+                IMAGE_SUFFIXES.join(", ")
+            ))
+        })?;
+        let id = id.map_or_else(|| ImageId::parse(stem), Ok)?;
+        let (path, budget) = (staged.path.clone(), self.limits.budget);
+        let geometry = self.decode(move || read_geometry(&path, &budget)).await?;
+        self.store().blobs.put(&staged).await?;
+
+        let mut tx = self.store().database.begin().await?;
+        self.check_blob(&staged.sha256)?;
+        let before = rows::image(&mut tx, id.as_str())
+            .await?
+            .filter(|row| row.state != "deleted");
+        let mut merged = before.map_or_else(|| Ok(Map::new()), |row| object(&row.info))?;
+        merged.extend(info);
+        let row = ImageRecord {
+            id: id.to_string(),
+            ext: ext.to_owned(),
+            source: "blob".to_owned(),
+            file: staged.sha256.clone(),
+            state: "present".to_owned(),
+            size_bytes: i64::try_from(staged.size_bytes).unwrap_or(i64::MAX),
+            mtime_ms: self.clock().now_ms(),
+            sha256: Some(staged.sha256.clone()),
+            geometry: Some(geometry_json(&geometry)),
+            info: json!(merged).to_string(),
+        };
+        rows::put_image(&mut tx, &row).await?;
+        let detail = json!({"sha256": staged.sha256, "size_bytes": staged.size_bytes});
+        rows::append_audit(&mut tx, self.audit_entry("add-image", id.as_str(), detail)).await?;
+        tx.commit().await.map_err(StoreError::from)?;
+        Ok(id)
+    }
+
+    /// Takes the image and its labels out of the project. The file in the studies folder is not
+    /// touched and not offered again until it changes; label revisions are kept below tombstones.
+    ///
+    /// # Errors
+    /// [`ProjectError::NotFound`] when there is no such image.
+    pub async fn delete_image(&self, id: &ImageId) -> Result<(), ProjectError> {
+        let mut tx = self.store().database.begin().await?;
+        let row = rows::image(&mut tx, id.as_str()).await?;
+        row.filter(|row| row.state != "deleted")
+            .ok_or_else(|| unknown(id))?;
+        for label in rows::current_labels_of(&mut tx, id.as_str()).await? {
+            rows::add_label(
+                &mut tx,
+                &tombstone(&label, &self.actor, self.clock().now_ms()),
+            )
+            .await?;
+        }
+        rows::set_image_state(&mut tx, id.as_str(), "deleted").await?;
+        rows::append_audit(
+            &mut tx,
+            self.audit_entry("delete-image", id.as_str(), json!({})),
+        )
+        .await?;
+        Ok(tx.commit().await.map_err(StoreError::from)?)
+    }
+
+    /// Merges into what clients see of the image.
+    ///
+    /// # Errors
+    /// [`ProjectError::NotFound`] when there is no such image.
+    pub async fn set_image_info(&self, id: &ImageId, info: Map) -> Result<(), ProjectError> {
+        let mut tx = self.store().database.begin().await?;
+        self.merge_image_info(&mut tx, id, info).await?;
+        Ok(tx.commit().await.map_err(StoreError::from)?)
+    }
+
+    pub(crate) async fn merge_image_info(
+        &self,
+        tx: &mut rows::WriteTransaction,
+        id: &ImageId,
+        info: Map,
+    ) -> Result<(), ProjectError> {
+        let row = rows::image(tx, id.as_str())
+            .await?
+            .filter(|row| row.state != "deleted")
+            .ok_or_else(|| unknown(id))?;
+        let mut merged = object(&row.info)?;
+        merged.extend(info);
+        Ok(rows::set_image_info(tx, id.as_str(), &json!(merged).to_string()).await?)
+    }
+
+    /// Hash and grid of the image, read from the file once for each of its sizes and times.
+    pub(super) async fn image_facts(&self, id: &ImageId) -> Result<Facts, ProjectError> {
+        // A file that changed since the last look is looked at again, once.
+        for _ in 0..2 {
+            let row = self.store().database.image(id.as_str()).await?;
+            let row = row
+                .filter(|row| row.state == "present")
+                .ok_or_else(|| unknown(id))?;
+            if let (Some(sha256), Some(geometry)) = (&row.sha256, &row.geometry) {
+                return Ok(Facts {
+                    sha256: sha256.clone(),
+                    geometry: parse_geometry(geometry)?,
+                });
+            }
+            let (path, budget) = (self.image_path(&row), self.limits.budget);
+            let expected = (row.source == "study").then_some((row.size_bytes, row.mtime_ms));
+            let unchanged = move |path: &Path| {
+                expected.is_none_or(|expected| size_and_time(path).ok() == Some(expected))
+            };
+            let facts = self
+                .decode(move || {
+                    if !unchanged(&path) {
+                        return Ok(None);
+                    }
+                    let facts = Facts {
+                        geometry: read_geometry(&path, &budget)?,
+                        sha256: sha256_of_file(&path)?,
+                    };
+                    Ok(unchanged(&path).then_some(facts))
+                })
+                .await?;
+            if let Some(facts) = facts {
+                let geometry = geometry_json(&facts.geometry);
+                self.store()
+                    .database
+                    .set_image_facts(
+                        &row,
+                        ImageFacts {
+                            sha256: &facts.sha256,
+                            geometry: &geometry,
+                        },
+                    )
+                    .await?;
+                return Ok(facts);
+            }
+            self.rescan().await?;
+        }
+        Err(ProjectError::Unavailable(format!(
+            "image {id} is being written; repeat when its file is complete"
+        )))
+    }
+
+    /// Runs blocking work that holds a whole volume, a few at a time.
+    pub(super) async fn decode<T, F>(&self, work: F) -> Result<T, ProjectError>
+    where
+        T: Send + 'static,
+        F: FnOnce() -> Result<T, ProjectError> + Send + 'static,
+    {
+        let permit = self.inner.decoders.clone().acquire_owned().await;
+        let permit = permit.map_err(|_| {
+            ProjectError::Unavailable("the server is closing; repeat later".to_owned())
+        })?;
+        // The permit moves along: the work goes on when the client that asked for it goes away.
+        tokio::task::spawn_blocking(move || {
+            let outcome = work();
+            drop(permit);
+            outcome
+        })
+        .await
+        .map_err(StoreError::from)?
+    }
+
+    /// Makes sure, under the write lock, that no sweep took the blob since it was put.
+    pub(super) fn check_blob(&self, sha256: &str) -> Result<(), ProjectError> {
+        if self.store().blobs.exists(sha256) {
+            return Ok(());
+        }
+        Err(ProjectError::Unavailable(
+            "a stored file was swept before it was committed; nothing was changed, repeat"
+                .to_owned(),
+        ))
+    }
+
+    fn image_path(&self, row: &ImageRecord) -> PathBuf {
+        if row.source == "blob" {
+            self.store().blobs.path(&row.file)
+        } else {
+            self.studies().join(&row.file)
+        }
+    }
+
+    fn image_row(&self, row: ImageRecord) -> Result<ImageRow, ProjectError> {
+        let name = format!("{}{}", row.id, row.ext);
+        let ts = row.mtime_ms.div_euclid(1000);
+        let mut info = Map::from_iter([
+            ("ts".to_owned(), json!(ts)),
+            ("name".to_owned(), json!(name)),
+        ]);
+        info.extend(
+            object(&row.info)?
+                .into_iter()
+                .filter(|(key, _)| key != "ts" && key != "name"),
+        );
+        Ok(ImageRow {
+            path: self.image_path(&row),
+            id: ImageId::parse(&row.id)?,
+            size_bytes: u64::try_from(row.size_bytes).unwrap_or_default(),
+            uploaded: row.source == "blob",
+            ext: row.ext,
+            sha256: row.sha256,
+            name,
+            ts,
+            info,
+        })
+    }
+}
+
+/// A candidate of the studies folder.
+struct StudyFile {
+    id: ImageId,
+    ext: &'static str,
+    file: String,
+    size_bytes: i64,
+    mtime_ms: i64,
+}
+
+impl StudyFile {
+    fn is_that_of(&self, row: &ImageRecord) -> bool {
+        self.file == row.file && self.size_bytes == row.size_bytes && self.mtime_ms == row.mtime_ms
+    }
+
+    /// The row of this file; what clients noted on the image stays.
+    fn record(&self, before: Option<ImageRecord>) -> ImageRecord {
+        let before = before.filter(|row| row.state != "deleted");
+        let same = before
+            .as_ref()
+            .filter(|row| row.source == "study" && self.is_that_of(row));
+        ImageRecord {
+            id: self.id.to_string(),
+            ext: self.ext.to_owned(),
+            source: "study".to_owned(),
+            file: self.file.clone(),
+            state: "present".to_owned(),
+            size_bytes: self.size_bytes,
+            mtime_ms: self.mtime_ms,
+            sha256: same.and_then(|row| row.sha256.clone()),
+            geometry: same.and_then(|row| row.geometry.clone()),
+            info: before.map_or_else(|| "{}".to_owned(), |row| row.info),
+        }
+    }
+}
+
+/// Image files in the order of their names, and the files that were passed over with the reason.
+fn list(studies: &Path) -> Result<(Vec<StudyFile>, Vec<Skipped>), ProjectError> {
+    let mut names = Vec::new();
+    for entry in std::fs::read_dir(studies)? {
+        names.push(entry?.file_name());
+    }
+    names.sort();
+    let (mut files, mut skipped) = (Vec::<StudyFile>::new(), Vec::new());
+    let mut taken = HashSet::new();
+    for name in names {
+        let file = name.to_string_lossy().into_owned();
+        let Some((stem, ext)) = split_suffix(&file, &IMAGE_SUFFIXES) else {
+            continue;
+        };
+        if file.starts_with('.') || file.to_ascii_lowercase().ends_with(".seg.nrrd") {
+            continue;
+        }
+        let path = studies.join(&name);
+        let reason = match (
+            name.to_str(),
+            ImageId::parse(stem),
+            std::fs::metadata(&path),
+        ) {
+            (None, ..) => "its name is not UTF-8".to_owned(),
+            (_, Err(error), _) => error.to_string(),
+            (.., Err(error)) => format!("it cannot be read: {error}"),
+            (.., Ok(metadata)) if !metadata.is_file() => continue,
+            (_, Ok(id), _) if !taken.insert(id.clone()) => {
+                format!("another file already has the id {id}")
+            }
+            (_, Ok(id), _) => {
+                let (size_bytes, mtime_ms) = size_and_time(&path)?;
+                files.push(StudyFile {
+                    id,
+                    ext,
+                    file,
+                    size_bytes,
+                    mtime_ms,
+                });
+                continue;
+            }
+        };
+        skipped.push((file, reason));
+    }
+    Ok((files, skipped))
+}
+
+fn size_and_time(path: &Path) -> Result<(i64, i64), ProjectError> {
+    let metadata = std::fs::metadata(path)?;
+    let mtime = metadata
+        .modified()?
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default();
+    Ok((
+        i64::try_from(metadata.len()).unwrap_or(i64::MAX),
+        i64::try_from(mtime.as_millis()).unwrap_or(i64::MAX),
+    ))
+}
+
+fn read_geometry(path: &Path, budget: &imaging::Budget) -> Result<Geometry, ProjectError> {
+    match imaging::read_scan(path, budget) {
+        Ok(scan) => Ok(scan.volume.geometry),
+        Err(error) => Err(ProjectError::Invalid(format!(
+            "the image is refused: {error}"
+        ))),
+    }
+}
+
+fn geometry_json(geometry: &Geometry) -> String {
+    json!([
+        geometry.shape(),
+        geometry.origin_lps_mm(),
+        geometry.steps_lps_mm()
+    ])
+    .to_string()
+}
+
+fn parse_geometry(text: &str) -> Result<Geometry, ProjectError> {
+    let (shape, origin_lps_mm, steps_lps_mm) =
+        serde_json::from_str(text).map_err(StoreError::from)?;
+    Geometry::new(shape, origin_lps_mm, steps_lps_mm)
+        .map_err(|error| ProjectError::Internal(format!("a stored geometry is damaged: {error}")))
+}
+
+/// A JSON object of a row.
+pub(super) fn object(text: &str) -> Result<Map, ProjectError> {
+    Ok(serde_json::from_str(text).map_err(StoreError::from)?)
+}
+
+pub(super) fn unknown(id: &ImageId) -> ProjectError {
+    ProjectError::NotFound(format!(
+        "there is no image {id} in this project; upload it, or put it into the studies folder"
+    ))
+}

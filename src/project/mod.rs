@@ -1,0 +1,103 @@
+//! One labelling project: its images, its labels as append-only revisions, who did what.
+//!
+//! Images stay where they are, in the studies folder, and are never changed; uploads become blobs.
+//! Everything the project writes goes into its data directory, see [`crate::store`].
+
+mod adopt;
+mod error;
+mod ids;
+mod images;
+mod labels;
+mod mapping;
+mod open;
+pub mod requests;
+mod submit;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use serde_json::Value;
+use tokio::sync::Semaphore;
+
+pub use crate::store::jobs::{Beat, Claimed, Finish, Job, JobId, JobKind, JobState, Jobs, NewJob};
+pub use crate::store::{Staged, StagedWriter, Staging, StoreError};
+pub use error::ProjectError;
+pub use ids::{
+    FileName, IMAGE_SUFFIXES, IdError, ImageId, LABEL_SUFFIXES, ModelName, Tag, split_suffix,
+};
+pub use images::{ImageRow, Rescan, Skipped};
+pub use labels::{Counts, LabelRow, Origin};
+pub use submit::SubmitLabel;
+
+use crate::clock::Clock;
+use crate::imaging::Budget;
+use crate::model::LabelSchema;
+use crate::store::Store;
+
+/// A JSON object, in the order in which the client sent it.
+pub type Map = serde_json::Map<String, Value>;
+
+/// Files decoded at the same time, because each needs memory for a whole volume.
+const DECODERS: usize = 2;
+
+/// How to open a project as its server.
+#[derive(Debug, Clone)]
+pub struct OpenProject {
+    /// Folder with the images; read only.
+    pub studies: PathBuf,
+    /// Directory for everything the project writes; created when missing.
+    pub data: PathBuf,
+    /// The classes; fixed when the project is opened for the first time.
+    pub labels: LabelSchema,
+    /// Where the time comes from.
+    pub clock: Arc<dyn Clock>,
+    /// Seed of everything random in the project.
+    pub seed: u64,
+}
+
+/// What clients may send.
+#[derive(Debug, Clone, Copy)]
+pub struct Limits {
+    /// Largest upload.
+    pub max_upload_bytes: u64,
+    /// Uploads are refused when the disk has less free space than this.
+    pub min_free_bytes: u64,
+    /// What decoding one file may cost.
+    pub budget: Budget,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        // A file from outside may not make us open others.
+        let budget = Budget {
+            follow_files: false,
+            ..Budget::default()
+        };
+        Self {
+            max_upload_bytes: 4 << 30,
+            min_free_bytes: 64 << 20,
+            budget,
+        }
+    }
+}
+
+/// An open project. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Project {
+    inner: Arc<Inner>,
+    limits: Limits,
+    actor: Arc<str>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    store: Store,
+    studies: PathBuf,
+    schema: LabelSchema,
+    clock: Arc<dyn Clock>,
+    seed: u64,
+    decoders: Arc<Semaphore>,
+}
+
+#[cfg(test)]
+pub(crate) mod tests;

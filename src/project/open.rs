@@ -1,0 +1,242 @@
+//! Opening a project, and what belongs to the project as a whole.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use serde_json::Value;
+use tokio::sync::Semaphore;
+
+use super::{DECODERS, Inner, Jobs, Limits, OpenProject, Project, ProjectError, Staging};
+use crate::clock::{Clock, SystemClock};
+use crate::model::LabelSchema;
+use crate::store::rows::{self, AuditEntry};
+use crate::store::{Store, StoreError};
+
+impl Project {
+    /// Opens the project as its one server: creates the data directory when missing, looks through
+    /// the studies folder, and imports the labels of an earlier MONAI Label server once.
+    ///
+    /// # Errors
+    /// [`ProjectError::Unavailable`] when another server works on it, [`ProjectError::Conflict`]
+    /// when it was created with other labels.
+    pub async fn open(open: OpenProject) -> Result<Self, ProjectError> {
+        let studies = std::fs::canonicalize(&open.studies).map_err(|error| {
+            ProjectError::Invalid(format!(
+                "the studies folder {} cannot be opened: {error}",
+                open.studies.display()
+            ))
+        })?;
+        std::fs::create_dir_all(&open.data)?;
+        let data = std::fs::canonicalize(&open.data)?;
+        let store = Store::open_server(&data, open.clock.clone()).await?;
+        keep_settings(&store, &studies, &open).await?;
+        let project = Self::new(store, studies, open.labels, open.clock, open.seed, "server");
+        project.rescan().await?;
+        project.adopt().await?;
+        Ok(project)
+    }
+
+    /// Opens the project beside its server, in a worker process.
+    ///
+    /// # Errors
+    /// [`ProjectError::NotFound`] when no server ever opened it.
+    pub async fn open_worker(data: &Path) -> Result<Self, ProjectError> {
+        let clock: Arc<dyn Clock> = Arc::new(SystemClock);
+        let store = Store::open_worker(&std::fs::canonicalize(data)?, clock.clone()).await?;
+        let studies = PathBuf::from(setting(&store, "studies").await?);
+        let schema =
+            serde_json::from_str(&setting(&store, "labels").await?).map_err(StoreError::from)?;
+        let seed = setting(&store, "seed")
+            .await?
+            .parse()
+            .map_err(|_| ProjectError::Internal("the seed in the store is no number".to_owned()))?;
+        Ok(Self::new(store, studies, schema, clock, seed, "worker"))
+    }
+
+    fn new(
+        store: Store,
+        studies: PathBuf,
+        schema: LabelSchema,
+        clock: Arc<dyn Clock>,
+        seed: u64,
+        actor: &str,
+    ) -> Self {
+        let inner = Inner {
+            store,
+            studies,
+            schema,
+            clock,
+            seed,
+            decoders: Arc::new(Semaphore::new(DECODERS)),
+        };
+        Self {
+            inner: Arc::new(inner),
+            limits: Limits::default(),
+            actor: actor.into(),
+        }
+    }
+
+    /// The same project with other limits.
+    #[must_use]
+    pub fn with_limits(mut self, limits: Limits) -> Self {
+        self.limits = limits;
+        self
+    }
+
+    /// The same project for one user: this name goes into the audit log.
+    #[must_use]
+    pub fn acting_as(&self, actor: &str) -> Self {
+        Self {
+            actor: actor.into(),
+            ..self.clone()
+        }
+    }
+
+    /// The classes.
+    pub fn schema(&self) -> &LabelSchema {
+        &self.inner.schema
+    }
+
+    /// Folder with the images; never written to.
+    pub fn studies(&self) -> &Path {
+        &self.inner.studies
+    }
+
+    /// Directory of everything the project writes.
+    pub fn data_dir(&self) -> &Path {
+        self.inner.store.dir()
+    }
+
+    /// Directory for results on their way to a client; swept after a day.
+    pub fn scratch_dir(&self) -> PathBuf {
+        self.data_dir().join("scratch")
+    }
+
+    /// Where the time comes from.
+    pub fn clock(&self) -> &Arc<dyn Clock> {
+        &self.inner.clock
+    }
+
+    /// Seed of everything random in the project.
+    pub fn seed(&self) -> u64 {
+        self.inner.seed
+    }
+
+    /// Name shown to clients: that of the studies folder.
+    pub fn name(&self) -> String {
+        self.studies().file_name().map_or_else(
+            || "studies".to_owned(),
+            |name| name.to_string_lossy().into_owned(),
+        )
+    }
+
+    /// One line about the project for clients.
+    pub fn description(&self) -> &'static str {
+        "CT segmentation project of a Fewlabel server"
+    }
+
+    /// The queue of work.
+    pub fn jobs(&self) -> &Jobs {
+        &self.inner.store.jobs
+    }
+
+    /// Where uploads are staged, with this project's limits.
+    pub fn staging(&self) -> Staging {
+        self.inner
+            .store
+            .staging
+            .with_limits(self.limits.max_upload_bytes, self.limits.min_free_bytes)
+    }
+
+    /// The store below, for `rounds` and `sessions`.
+    pub(crate) fn store(&self) -> &Store {
+        &self.inner.store
+    }
+
+    /// Appends to the audit log.
+    ///
+    /// # Errors
+    /// When the row cannot be written.
+    pub async fn audit(
+        &self,
+        action: &str,
+        subject: &str,
+        detail: Value,
+    ) -> Result<(), ProjectError> {
+        let mut tx = self.store().database.begin().await?;
+        rows::append_audit(&mut tx, self.audit_entry(action, subject, detail)).await?;
+        Ok(tx.commit().await.map_err(StoreError::from)?)
+    }
+
+    pub(crate) fn audit_entry<'a>(
+        &'a self,
+        action: &'a str,
+        subject: &'a str,
+        detail: Value,
+    ) -> AuditEntry<'a> {
+        AuditEntry {
+            now_ms: self.clock().now_ms(),
+            actor: &self.actor,
+            action,
+            subject,
+            detail,
+        }
+    }
+
+    /// Housekeeping, to be called every few minutes: removes left-over files, forgets old
+    /// inferences, takes jobs from dead workers.
+    ///
+    /// # Errors
+    /// When the store does not answer.
+    pub async fn sweep(&self) -> Result<(), ProjectError> {
+        self.store().sweep().await?;
+        self.jobs()
+            .prune(std::time::Duration::from_secs(24 * 3600))
+            .await?;
+        self.jobs().requeue_expired().await?;
+        Ok(())
+    }
+
+    /// Reads everything that was acknowledged and says what is damaged or missing.
+    ///
+    /// # Errors
+    /// When the database cannot be read at all.
+    pub async fn check(&self) -> Result<Vec<String>, ProjectError> {
+        Ok(self.store().check().await?)
+    }
+
+    /// Closes the database; what was acknowledged is on the disk with or without this.
+    pub async fn close(&self) {
+        self.store().database.close().await;
+    }
+}
+
+async fn setting(store: &Store, key: &str) -> Result<String, ProjectError> {
+    let value = store.database.setting(key).await?;
+    value.ok_or_else(|| {
+        ProjectError::NotFound(format!(
+            "the store has no setting {key:?}; start the server on it first"
+        ))
+    })
+}
+
+/// Fixes the label schema at the first opening and holds later ones to it.
+async fn keep_settings(
+    store: &Store,
+    studies: &Path,
+    open: &OpenProject,
+) -> Result<(), ProjectError> {
+    let labels = serde_json::to_string(&open.labels).map_err(StoreError::from)?;
+    if let Some(stored) = store.database.setting("labels").await?
+        && stored != labels
+    {
+        return Err(ProjectError::Conflict(format!(
+            "this project was created with the labels {stored}, not {labels}; its labels are intact; start with the first list, or choose another data directory"
+        )));
+    }
+    let mut tx = store.database.begin().await?;
+    rows::put_setting(&mut tx, "labels", &labels).await?;
+    rows::put_setting(&mut tx, "studies", &studies.to_string_lossy()).await?;
+    rows::put_setting(&mut tx, "seed", &open.seed.to_string()).await?;
+    Ok(tx.commit().await.map_err(StoreError::from)?)
+}

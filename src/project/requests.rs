@@ -1,0 +1,114 @@
+//! What a job is asked to do and what it answers: the payloads that server and worker exchange
+//! through the job table.
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use super::ids::ImageId;
+
+/// Where the worker finds the image of a request.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ImageSource {
+    /// An image of the project.
+    Study {
+        /// Its id.
+        id: ImageId,
+    },
+    /// A staged upload or a file of a session.
+    File {
+        /// Where it lies on this machine.
+        path: PathBuf,
+    },
+}
+
+/// Segment one image now; a person waits.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct InferRequest {
+    /// Name of the model.
+    pub model: String,
+    /// Version of the model; the live one when absent.
+    pub version: Option<i64>,
+    /// What to segment.
+    pub image: ImageSource,
+    /// Suffix of the result file with its dot.
+    pub result_extension: String,
+    /// Voxel type the client wishes.
+    pub result_dtype: Option<String>,
+    /// Whether the result file is compressed.
+    pub result_compress: bool,
+    /// Keep only the largest connected component of each class.
+    pub largest_cc: bool,
+    /// Also keep the result as a label under this tag.
+    pub save_label: Option<String>,
+    /// Write the model's own label values instead of 1..N.
+    pub restore_label_idx: bool,
+}
+
+/// What an [`InferRequest`] gave.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct InferResult {
+    /// Label file in the scratch directory; absent when the client wants numbers only.
+    pub file: Option<PathBuf>,
+    /// `label_names`, `latencies`, `centroids`, `model_version` and the like, for the client.
+    pub params: Value,
+}
+
+/// Which images of the project a batch takes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum BatchImages {
+    /// Every image.
+    All,
+    /// Images with an accepted label.
+    Labeled,
+    /// Images without one.
+    Unlabeled,
+}
+
+/// Segment many images in the background and keep the results as labels.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BatchInferRequest {
+    /// Name of the model.
+    pub model: String,
+    /// Version of the model; the live one when absent.
+    pub version: Option<i64>,
+    /// Which images.
+    pub images: BatchImages,
+    /// Tag under which the results are kept.
+    pub label_tag: String,
+    /// At most so many images; all when absent.
+    pub max_batch_size: Option<u32>,
+    /// Keep only the largest connected component of each class.
+    pub largest_cc: bool,
+}
+
+/// Fine-tune a model on the accepted labels.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct TrainRequest {
+    /// Name of the model.
+    pub model: String,
+    /// Name of the run.
+    pub name: String,
+    /// Passes over the training cases.
+    pub max_epochs: u32,
+    /// Optimiser steps; derived from `max_epochs` when absent.
+    pub steps: Option<u32>,
+    /// Share of the cases held out for validation, 0 to 1.
+    pub val_split: f64,
+    /// Start from the live version instead of from random weights.
+    pub pretrained: bool,
+    /// Seed of everything random in the run.
+    pub seed: u64,
+    /// Validations without improvement before the run ends; negative means never.
+    pub early_stop_patience: i64,
+}
+
+/// Compute a score for every image.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ScoreRequest {
+    /// Name of the method.
+    pub method: String,
+}

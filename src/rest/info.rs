@@ -1,0 +1,147 @@
+//! `/info/`: what this server can do, in the shape and key order that MONAI Label's clients read.
+//!
+//! Traps that the shape avoids: Slicer crashes on an empty list in a `config`, casts by the JSON type
+//! of a default, and takes the k-th label name for voxel value k; OHIF takes the index. So lists are
+//! never empty, and indices are 1..N in order.
+
+use axum::Json;
+use axum::extract::State;
+use serde_json::{Map, Value, json};
+
+use super::App;
+use super::error::ApiError;
+use super::{scoring, train};
+use crate::project::{Counts, Job, JobKind, JobState};
+use crate::rounds::registry::ModelVersion;
+use crate::rounds::strategy;
+
+/// Models, trainers, strategies and progress.
+#[utoipa::path(get, path = "/info/", tag = "App",
+    responses((status = 200, description = "keys name, description, version, labels, models, trainers, strategies, scoring, train_stats, datastore")))]
+pub async fn info(State(app): State<App>) -> Result<Json<Value>, ApiError> {
+    let mut models = Map::new();
+    let mut trainers = Map::new();
+    let mut stats = Map::new();
+    for version in app.live_models().await? {
+        let name = &version.name;
+        models.insert(name.clone(), model_entry(&app, &version)?);
+        trainers.insert(name.clone(), trainer_entry(&app));
+        stats.insert(name.clone(), train_stats(&app, name).await?);
+    }
+    Ok(Json(json!({
+        "name": format!("Fewlabel ({})", env!("CARGO_PKG_VERSION")),
+        "description": env!("CARGO_PKG_DESCRIPTION"),
+        "version": env!("CARGO_PKG_VERSION"),
+        "labels": app.project.schema().names(),
+        "models": models,
+        "trainers": trainers,
+        "strategies": described(strategy::NAMES.map(|name| (name, strategy_description(name)))),
+        "scoring": described(scoring::METHODS),
+        "train_stats": stats,
+        "datastore": counts(&app.project.counts().await?),
+    })))
+}
+
+fn described<const N: usize>(entries: [(&str, &str); N]) -> Value {
+    let entry = |(name, description): (&str, &str)| {
+        (name.to_owned(), json!({ "description": description }))
+    };
+    Value::Object(entries.map(entry).into_iter().collect())
+}
+
+fn strategy_description(name: &str) -> &'static str {
+    match name {
+        "random" => {
+            "A random image without label; those that were offered long ago or never come first"
+        }
+        "first" => "The first image without label, by id",
+        "last" => "The last image without label, by id",
+        _ => "An image without label",
+    }
+}
+
+/// The counts of `/info/` and `/datastore/`.
+pub fn counts(counts: &Counts) -> Value {
+    let tags: Map<String, Value> = counts
+        .label_tags
+        .iter()
+        .map(|(tag, count)| (tag.clone(), (*count).into()))
+        .collect();
+    json!({ "total": counts.total, "completed": counts.completed, "label_tags": tags })
+}
+
+fn model_entry(app: &App, version: &ModelVersion) -> Result<Value, ApiError> {
+    let manifest = version.manifest()?;
+    let state = if manifest.trained {
+        format!("version {}", version.version)
+    } else {
+        "not trained yet: its proposals mean nothing until it was trained on some labels".to_owned()
+    };
+    let indexed = manifest.labels.names().iter().zip(1u16..);
+    let labels: Map<String, Value> = indexed
+        .map(|(name, value)| (name.clone(), value.into()))
+        .collect();
+    Ok(json!({
+        "type": "segmentation",
+        "labels": labels,
+        "dimension": 3,
+        "description": format!("PCT-Net for CT, {state}"),
+        "config": { "device": app.devices(), "largest_cc": false },
+    }))
+}
+
+fn trainer_entry(app: &App) -> Value {
+    json!({
+        "description": "Fine-tunes PCT-Net on the submitted labels; a new version goes live only when it is better",
+        "config": train::config(app.devices()),
+    })
+}
+
+/// Progress of the last training when it was of this model, else an empty object.
+pub async fn train_stats(app: &App, model: &str) -> Result<Value, ApiError> {
+    let last = app.project.jobs().last(JobKind::Train).await?;
+    let of_this = last.filter(|job| job.payload["model"] == model);
+    Ok(of_this.map_or_else(
+        || json!({}),
+        |job| stats(&job, app.project.clock().now_ms()),
+    ))
+}
+
+/// Progress of training as Slicer reads it.
+///
+/// The worker writes `epoch`, `total_epochs`, `best_metric`, and objects `train` and `eval` into the
+/// progress of the job. What it has not written yet gets a value that Slicer can calculate with:
+/// it divides by `total_epochs` and multiplies `best_metric`.
+fn stats(job: &Job, now_ms: i64) -> Value {
+    let number = |key: &str, default: Value| match &job.progress[key] {
+        value @ Value::Number(_) => value.clone(),
+        _ => default,
+    };
+    let planned = job.payload["max_epochs"].as_i64().unwrap_or(1).max(1);
+    let mut stats = json!({
+        "start_ts": job.start_ts / 1000,
+        "epoch": number("epoch", 0.into()),
+        "total_epochs": number("total_epochs", planned.into()),
+        "best_metric": number("best_metric", 0.0.into()),
+    });
+    for part in ["train", "eval"] {
+        if job.progress[part].is_object() {
+            stats[part] = job.progress[part].clone();
+        }
+    }
+    let duration_s = (job.end_ts.unwrap_or(now_ms) - job.start_ts).max(0) / 1000;
+    let time = format!(
+        "{}:{:02}:{:02}",
+        duration_s / 3600,
+        duration_s / 60 % 60,
+        duration_s % 60
+    );
+    // Slicer takes the presence of `total_time` for "finished".
+    let finished = !matches!(job.state, JobState::Submitted | JobState::Running);
+    stats[if finished {
+        "total_time"
+    } else {
+        "current_time"
+    }] = time.into();
+    stats
+}

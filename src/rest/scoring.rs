@@ -1,0 +1,118 @@
+//! `/scoring`: how well proposals agree with the accepted labels.
+
+use axum::Json;
+use axum::extract::State;
+use serde_json::{Map, Value, json};
+
+use super::App;
+use super::error::ApiError;
+use super::query::{JsonObject, Query, Segment};
+use super::task::{SCORING, Start};
+use crate::project::requests::ScoreRequest;
+
+/// Names of the methods, with what `/info/` says about them.
+pub const METHODS: [(&str, &str); 1] = [(
+    "dice",
+    "Dice per label of the accepted label against the proposal of the model",
+)];
+
+/// Status of scoring.
+#[utoipa::path(get, path = "/scoring/", tag = "Scoring",
+    params(
+        ("all" = Option<bool>, Query, description = "every task instead of the last one"),
+        ("check_if_running" = Option<bool>, Query, description = "the running task, or 404")),
+    responses((status = 200, description = "a task, or a list of tasks"), (status = 404, description = "there is none")))]
+pub async fn status(State(app): State<App>, query: Query) -> Result<Json<Value>, ApiError> {
+    SCORING.status(&app, query).await
+}
+
+/// Score with one method.
+#[utoipa::path(post, path = "/scoring/{method}", tag = "Scoring",
+    request_body(content = String, content_type = "application/json", description = "optional object"),
+    params(
+        ("method" = String, Path, description = "a name under scoring in /info/"),
+        ("run_sync" = Option<bool>, Query, description = "answer when it is done")),
+    responses((status = 200, description = "the task"), (status = 404, description = "unknown method"),
+        (status = 429, description = "scoring is running")))]
+pub async fn start(
+    State(app): State<App>,
+    Segment(method): Segment,
+    query: Query,
+    body: JsonObject,
+) -> Result<Json<Value>, ApiError> {
+    let run_sync = query.read(|q| q.flag("run_sync", false))?;
+    if !METHODS.iter().any(|(name, _)| *name == method) {
+        return Err(ApiError::not_found(
+            "no_method",
+            "there is no scoring method of this name; see scoring in /info/",
+        ));
+    }
+    run(
+        &app,
+        &method,
+        body.or_empty(),
+        Start {
+            run_sync,
+            enqueue: false,
+        },
+    )
+    .await
+}
+
+/// Score with every method.
+#[utoipa::path(post, path = "/scoring/", tag = "Scoring",
+    params(("run_sync" = Option<bool>, Query, description = "answer when it is done")),
+    responses((status = 200, description = "for each method its task")))]
+#[deprecated]
+pub async fn start_all(
+    State(app): State<App>,
+    query: Query,
+    body: JsonObject,
+) -> Result<Json<Value>, ApiError> {
+    let run_sync = query.read(|q| q.flag("run_sync", false))?;
+    let params = body.or_empty();
+    let mut answer = Map::new();
+    for (method, _) in METHODS {
+        let own = params
+            .get(method)
+            .and_then(Value::as_object)
+            .cloned()
+            .unwrap_or_default();
+        let Json(result) = run(
+            &app,
+            method,
+            own,
+            Start {
+                run_sync,
+                enqueue: true,
+            },
+        )
+        .await?;
+        answer.insert(
+            method.to_owned(),
+            json!({ "result": result, "detail": null }),
+        );
+    }
+    Ok(Json(answer.into()))
+}
+
+/// Stop scoring.
+#[utoipa::path(delete, path = "/scoring/", tag = "Scoring",
+    responses((status = 200, description = "the stopped task, or null")))]
+pub async fn stop(State(app): State<App>) -> Result<Json<Value>, ApiError> {
+    SCORING.stop(&app).await
+}
+
+async fn run(
+    app: &App,
+    method: &str,
+    params: Map<String, Value>,
+    how: Start,
+) -> Result<Json<Value>, ApiError> {
+    let payload = ScoreRequest {
+        method: method.to_owned(),
+    };
+    let mut request = Map::from_iter([("method".to_owned(), method.into())]);
+    request.extend(params.into_iter().filter(|(key, _)| key != "method"));
+    SCORING.start(app, &payload, request, how).await
+}

@@ -1,0 +1,5 @@
+//! Rounds of annotation and training: which case is next, and which model version serves.
+
+pub mod fine_tune;
+pub mod registry;
+pub mod strategy;

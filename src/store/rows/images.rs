@@ -1,0 +1,160 @@
+//! Rows of images and of their servings.
+
+use sqlx::SqliteConnection;
+
+use super::{Database, StoreError, sql};
+
+/// One image as stored; `info` and `geometry` are JSON.
+#[derive(Debug, Clone, sqlx::FromRow)]
+pub struct ImageRecord {
+    /// Id, unique.
+    pub id: String,
+    /// Suffix with its dot.
+    pub ext: String,
+    /// `study` or `blob`.
+    pub source: String,
+    /// Name in the studies folder, or hash of the blob.
+    pub file: String,
+    /// `present`, `missing` or `deleted`.
+    pub state: String,
+    /// Size of the file.
+    pub size_bytes: i64,
+    /// Time of its last change.
+    pub mtime_ms: i64,
+    /// Hash of the file with this size and time, once known.
+    pub sha256: Option<String>,
+    /// Its grid, once known.
+    pub geometry: Option<String>,
+    /// What clients see.
+    pub info: String,
+}
+
+/// What was found out by reading an image of a certain size and time.
+#[derive(Debug, Clone)]
+pub struct ImageFacts<'a> {
+    /// Hash of the bytes.
+    pub sha256: &'a str,
+    /// JSON of the grid.
+    pub geometry: &'a str,
+}
+
+impl Database {
+    /// The image, whatever its state.
+    pub async fn image(&self, id: &str) -> Result<Option<ImageRecord>, StoreError> {
+        Ok(sqlx::query_as(sql!("image_get"))
+            .bind(id)
+            .fetch_optional(self.readers())
+            .await?)
+    }
+
+    /// All images in order of first sight, whatever their state.
+    pub async fn images(&self) -> Result<Vec<ImageRecord>, StoreError> {
+        Ok(sqlx::query_as(sql!("images_all"))
+            .fetch_all(self.readers())
+            .await?)
+    }
+
+    /// Keeps the facts, unless the image was replaced since `of` was read.
+    pub async fn set_image_facts(
+        &self,
+        of: &ImageRecord,
+        facts: ImageFacts<'_>,
+    ) -> Result<(), StoreError> {
+        let mut tx = self.begin().await?;
+        sqlx::query(sql!("image_set_facts"))
+            .bind(facts.sha256)
+            .bind(facts.geometry)
+            .bind(&of.id)
+            .bind(of.size_bytes)
+            .bind(of.mtime_ms)
+            .execute(&mut *tx)
+            .await?;
+        Ok(tx.commit().await?)
+    }
+
+    /// When a strategy last served each image: id and milliseconds.
+    pub async fn last_servings(&self, strategy: &str) -> Result<Vec<(String, i64)>, StoreError> {
+        Ok(sqlx::query_as(sql!("serving_last"))
+            .bind(strategy)
+            .fetch_all(self.readers())
+            .await?)
+    }
+
+    /// How many servings there were in all.
+    pub async fn serving_count(&self) -> Result<i64, StoreError> {
+        Ok(sqlx::query_scalar(sql!("serving_count"))
+            .fetch_one(self.readers())
+            .await?)
+    }
+}
+
+/// The image as the transaction sees it.
+pub async fn image(tx: &mut SqliteConnection, id: &str) -> Result<Option<ImageRecord>, StoreError> {
+    Ok(sqlx::query_as(sql!("image_get"))
+        .bind(id)
+        .fetch_optional(tx)
+        .await?)
+}
+
+/// Adds an image, or replaces the one of the same id, as present.
+pub async fn put_image(tx: &mut SqliteConnection, row: &ImageRecord) -> Result<(), StoreError> {
+    sqlx::query(sql!("image_upsert"))
+        .bind(&row.id)
+        .bind(&row.ext)
+        .bind(&row.source)
+        .bind(&row.file)
+        .bind(row.size_bytes)
+        .bind(row.mtime_ms)
+        .bind(&row.sha256)
+        .bind(&row.geometry)
+        .bind(&row.info)
+        .execute(tx)
+        .await?;
+    Ok(())
+}
+
+/// Sets `present`, `missing` or `deleted`.
+pub async fn set_image_state(
+    tx: &mut SqliteConnection,
+    id: &str,
+    state: &str,
+) -> Result<(), StoreError> {
+    sqlx::query(sql!("image_set_state"))
+        .bind(state)
+        .bind(id)
+        .execute(tx)
+        .await?;
+    Ok(())
+}
+
+/// Replaces the info (JSON).
+pub async fn set_image_info(
+    tx: &mut SqliteConnection,
+    id: &str,
+    info: &str,
+) -> Result<(), StoreError> {
+    sqlx::query(sql!("image_set_info"))
+        .bind(info)
+        .bind(id)
+        .execute(tx)
+        .await?;
+    Ok(())
+}
+
+/// Notes that a strategy gave an image to a client.
+pub async fn add_serving(
+    tx: &mut SqliteConnection,
+    strategy: &str,
+    image: &str,
+    client: &str,
+    now_ms: i64,
+) -> Result<(), StoreError> {
+    sqlx::query(sql!("serving_insert"))
+        .bind(strategy)
+        .bind(image)
+        .bind(client)
+        .bind(now_ms)
+        .execute(tx)
+        .await?;
+    Ok(())
+}

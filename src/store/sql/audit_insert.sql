@@ -1,0 +1,1 @@
+INSERT INTO audit (created_ms, actor, action, subject, detail, hash) VALUES (?, ?, ?, ?, ?, ?)

@@ -1,0 +1,1 @@
+UPDATE images SET state = ? WHERE id = ?

@@ -1,0 +1,3 @@
+INSERT INTO jobs (id, kind, priority, state, payload, request, created_ms)
+VALUES (?, ?, ?, 'SUBMITTED', ?, ?, ?)
+RETURNING *

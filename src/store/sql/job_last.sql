@@ -1,0 +1,1 @@
+SELECT * FROM jobs WHERE kind = ? ORDER BY seq DESC LIMIT 1

@@ -1,0 +1,1 @@
+SELECT * FROM jobs WHERE kind = ? AND state IN ('SUBMITTED', 'RUNNING') ORDER BY state = 'SUBMITTED', seq LIMIT 1

@@ -1,0 +1,1 @@
+DELETE FROM jobs WHERE kind = 'infer' AND finished_ms < ?

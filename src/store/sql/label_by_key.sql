@@ -1,0 +1,1 @@
+SELECT * FROM labels WHERE idempotency_key = ?

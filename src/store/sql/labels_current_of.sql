@@ -1,0 +1,1 @@
+SELECT * FROM current_labels WHERE image = ? ORDER BY position

@@ -1,0 +1,1 @@
+INSERT INTO servings (strategy, image, client, created_ms) VALUES (?, ?, ?, ?)

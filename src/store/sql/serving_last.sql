@@ -1,0 +1,1 @@
+SELECT image, max(created_ms) AS created_ms FROM servings WHERE strategy = ? GROUP BY image

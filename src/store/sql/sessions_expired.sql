@@ -1,0 +1,1 @@
+SELECT * FROM sessions WHERE last_access_ms + expiry_s * 1000 < ?

@@ -1,0 +1,202 @@
+//! One proposal for one image.
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::time::Instant;
+
+use serde_json::{Value, json};
+
+use super::{Failure, Outcome, Reporter, Worker};
+use crate::imaging::components::{self, Connectivity};
+use crate::imaging::{Budget, LabelFormat, Volume, read_scan, write_label};
+use crate::model::{Segmentation, Segmenter};
+use crate::project::requests::{ImageSource, InferRequest, InferResult};
+use crate::project::{ImageId, Map, Origin, SubmitLabel, Tag};
+use crate::rounds::registry::{ModelVersion, Registry};
+
+/// Models on the device; the newest version of each name stays.
+#[derive(Default)]
+pub struct Models {
+    loaded: HashMap<String, (i64, Segmenter)>,
+}
+
+impl Models {
+    fn get(&mut self, version: &ModelVersion, worker_device: crate::model::DeviceChoice) -> Result<&Segmenter, Failure> {
+        let loaded = match self.loaded.remove(&version.name) {
+            Some((number, segmenter)) if number == version.version => segmenter,
+            _ => Segmenter::load(&version.dir, worker_device)?,
+        };
+        let (_, segmenter) =
+            self.loaded.entry(version.name.clone()).insert_entry((version.version, loaded)).into_mut();
+        Ok(segmenter)
+    }
+}
+
+/// A segmented image of the project or of a client.
+pub(super) struct Proposal {
+    pub segmentation: Segmentation,
+    /// Seconds to read the image.
+    pub read_s: f64,
+}
+
+impl Worker {
+    pub(super) fn infer(&mut self, job: &str, request: InferRequest, reporter: &Reporter) -> Outcome {
+        let started = Instant::now();
+        let version = self.version(&request.model, request.version)?;
+        let (path, budget) = match &request.image {
+            ImageSource::Study { id } => (self.image_path(id)?, Budget::default()),
+            // What a client sent must not make the server read other files.
+            ImageSource::File { path } => (path.clone(), Budget { follow_files: false, ..Budget::default() }),
+        };
+        if path.is_dir() {
+            return Err(Failure::Error("a series of several files cannot be read yet; send one NIfTI or NRRD file".into()));
+        }
+        let mut proposal = self.propose(&version, &path, &budget, request.largest_cc, reporter)?;
+        let post = Instant::now();
+        let labels = &mut proposal.segmentation.labels;
+        let names = self.project.schema().values();
+        let suffix = request.result_extension.as_str();
+        let format = LabelFormat::from_suffix(suffix)
+            .ok_or_else(|| Failure::Error(format!("result_extension {suffix:?} cannot be written; use .nii.gz, .nii, .nrrd or .seg.nrrd")))?;
+        let format = match format {
+            LabelFormat::Nrrd | LabelFormat::SegNrrd => format.with_compression(request.result_compress),
+            other => other,
+        };
+        let scratch = self.project.scratch_dir();
+        std::fs::create_dir_all(&scratch)?;
+        let file = scratch.join(format!("{job}{}", format.suffix()));
+        let centroids = centroids(labels, &names);
+        let post_s = post.elapsed().as_secs_f64();
+        let write = Instant::now();
+        write_label(&file, labels, &names, format)?;
+        let write_s = write.elapsed().as_secs_f64();
+        let seconds = |stage: &str| {
+            let found = proposal.segmentation.timings.iter().find(|(name, _)| *name == stage);
+            found.map_or(0.0, |(_, seconds)| *seconds)
+        };
+        let label_names: Map = names.iter().map(|(value, name)| (name.clone(), json!(value))).collect();
+        let params = json!({
+            "label_names": label_names,
+            "latencies": {
+                "pre": proposal.read_s + seconds("prepare"),
+                "infer": seconds("network"),
+                "invert": seconds("finish"),
+                "post": post_s,
+                "write": write_s,
+                "total": started.elapsed().as_secs_f64(),
+                "transform": {"pre": {"read": proposal.read_s, "prepare": seconds("prepare")}, "post": {"finish": seconds("finish")}},
+            },
+            "centroids": centroids,
+            "model": version.name,
+            "model_version": version.version,
+            "model_sha256": version.weights_sha256,
+            "windows": proposal.segmentation.windows,
+            "windows_skipped": proposal.segmentation.windows_skipped,
+        });
+        if let (Some(tag), ImageSource::Study { id }) = (&request.save_label, &request.image) {
+            self.keep(id, tag, &file, &version, &params)?;
+        }
+        Ok(serde_json::to_value(InferResult { file: Some(file), params })?)
+    }
+
+    /// The version asked for, or the live one.
+    pub(super) fn version(&self, name: &str, version: Option<i64>) -> Result<ModelVersion, Failure> {
+        let registry = Registry::new(&self.project);
+        let found = self.runtime.block_on(async {
+            match version {
+                Some(number) => registry.version(name, number).await,
+                None => registry.live(name).await,
+            }
+        })?;
+        found.ok_or_else(|| Failure::Error(format!("there is no such version of model {name:?}")))
+    }
+
+    fn image_path(&self, id: &ImageId) -> Result<PathBuf, Failure> {
+        let row = self.runtime.block_on(self.project.image(id))?;
+        let row = row.ok_or_else(|| Failure::Error(format!("image {id} is not in the project any more")))?;
+        Ok(row.path)
+    }
+
+    pub(super) fn propose(
+        &mut self,
+        version: &ModelVersion,
+        image: &std::path::Path,
+        budget: &Budget,
+        largest_cc: bool,
+        reporter: &Reporter,
+    ) -> Result<Proposal, Failure> {
+        let read = Instant::now();
+        let scan = read_scan(image, budget)?;
+        let read_s = read.elapsed().as_secs_f64();
+        let segmenter = self.models.get(version, self.device)?;
+        let segmentation = segmenter.segment(&scan.volume, &mut |_, _| reporter.flow());
+        let mut segmentation = match segmentation {
+            Err(crate::model::ModelError::Stopped) => return Err(Failure::Stopped),
+            result => result?,
+        };
+        if largest_cc {
+            components::keep_largest(&mut segmentation.labels, Connectivity::Corners26);
+        }
+        Ok(Proposal { segmentation, read_s })
+    }
+
+    /// Keeps a proposal as a label of the project.
+    pub(super) fn keep(
+        &self,
+        id: &ImageId,
+        tag: &str,
+        file: &std::path::Path,
+        version: &ModelVersion,
+        params: &Value,
+    ) -> Result<(), Failure> {
+        let name = file.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+        let tag = Tag::parse(tag)?;
+        self.runtime.block_on(async {
+            let staged = self.project.staging().copy_of(file).await?;
+            let mut submit = SubmitLabel::new(id.clone(), tag, staged, &name, &version.name);
+            submit.origin = Origin::Auto { model: version.name.clone(), version: Some(version.version) };
+            submit.params = Map::from_iter([
+                ("model".to_owned(), json!(version.name)),
+                ("params".to_owned(), params.clone()),
+            ]);
+            self.project.submit_label(submit).await.map_err(Failure::from)
+        })?;
+        Ok(())
+    }
+}
+
+/// Centre voxel of each structure that is there, `{"label_1": ["1", "x", "y", "z"]}` with file indices as text, which is
+/// the shape that clients know.
+fn centroids(labels: &Volume<u16>, names: &[(u16, String)]) -> Value {
+    let [_, height, width] = labels.geometry.shape();
+    let mut sums = vec![[0u64; 4]; names.len() + 1];
+    for (i, &label) in labels.voxels.iter().enumerate() {
+        if label > 0 && let Some(sum) = sums.get_mut(usize::from(label)) {
+            for (total, part) in sum.iter_mut().zip([1, i % width, i / width % height, i / (width * height)]) {
+                *total += part as u64;
+            }
+        }
+    }
+    let entry = |(value, [count, x, y, z]): (usize, [u64; 4])| {
+        let text = [value as u64, x / count, y / count, z / count].map(|v| json!(v.to_string()));
+        (format!("label_{value}"), json!(text))
+    };
+    let found = sums.into_iter().enumerate().skip(1).filter(|(_, sum)| sum[0] > 0);
+    Value::Object(found.map(entry).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::imaging::Geometry;
+
+    #[test]
+    fn centroids_are_file_indices() {
+        let geometry = Geometry::new([2, 3, 4], [0.0; 3], [[0.0, 0.0, 1.0], [0.0, 1.0, 0.0], [1.0, 0.0, 0.0]]).unwrap();
+        let mut voxels = vec![0; 24];
+        voxels[(1 * 3 + 2) * 4 + 3] = 2;
+        let labels = Volume::new(geometry, voxels).unwrap();
+        let names = [(1, "a".to_owned()), (2, "b".to_owned())];
+        assert_eq!(centroids(&labels, &names), json!({"label_2": ["2", "3", "2", "1"]}));
+    }
+}
