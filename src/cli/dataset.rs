@@ -82,7 +82,8 @@ fn name_of(path: &Path) -> Option<String> {
     [".nii.gz", ".nii", ".nrrd"].iter().find_map(|suffix| name.strip_suffix(suffix)).map(str::to_owned)
 }
 
-fn files(dir: &Path) -> anyhow::Result<HashMap<String, PathBuf>> {
+/// Images of a folder by name without suffix; hidden files are left out.
+pub(super) fn files(dir: &Path) -> anyhow::Result<HashMap<String, PathBuf>> {
     let entries = std::fs::read_dir(dir).with_context(|| format!("cannot read {}", dir.display()))?;
     let mut found = HashMap::new();
     for entry in entries {
