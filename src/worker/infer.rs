@@ -202,7 +202,7 @@ mod tests {
     fn centroids_are_file_indices() {
         let geometry = Geometry::new([2, 3, 4], [0.0; 3], [[0.0, 0.0, 1.0], [0.0, 1.0, 0.0], [1.0, 0.0, 0.0]]).unwrap();
         let mut voxels = vec![0; 24];
-        voxels[(1 * 3 + 2) * 4 + 3] = 2;
+        voxels[(3 + 2) * 4 + 3] = 2;
         let labels = Volume::new(geometry, voxels).unwrap();
         let names = [(1, "a".to_owned()), (2, "b".to_owned())];
         assert_eq!(centroids(&labels, &names), json!({"label_2": ["2", "3", "2", "1"]}));

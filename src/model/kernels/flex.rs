@@ -324,7 +324,7 @@ impl Kernels for Flex {
         let logits = Host::new(logits);
         let (batch, classes) = (logits.shape[0], logits.shape[1]);
         let size = [logits.shape[2], logits.shape[3], logits.shape[4]];
-        if [0, 1, 2].into_iter().any(|axis| labels.size[axis] % size[axis] != 0) {
+        if [0, 1, 2].into_iter().any(|axis| !labels.size[axis].is_multiple_of(size[axis])) {
             return None;
         }
         let factors = [0, 1, 2].map(|axis| labels.size[axis] / size[axis]);

@@ -1,3 +1,4 @@
+#![allow(unsafe_code)] // vector instructions and uninitialised buffers, each with its reason
 //! The operations that PCT-Net spends its time in, behind one trait.
 //!
 //! [`Kernels`] extends burn's `Backend`. Its default methods are written with burn's own operations

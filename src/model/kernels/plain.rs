@@ -268,7 +268,7 @@ fn attention_parts<B: Backend>(
     let device = qkv.device();
     let qkv = qkv.reshape([windows, tokens, 3, heads, dim]).permute([2, 0, 3, 1, 4]);
     let parts = [0, 1, 2]
-        .map(|i| qkv.clone().slice([i..i + 1]).reshape([windows, heads, tokens, dim]));
+        .map(|i| qkv.clone().narrow(0, i, 1).reshape([windows, heads, tokens, dim]));
     let [q, k, _] = &parts;
     let scores = (q.clone() * (dim as f64).powf(-0.5)).matmul(k.clone().swap_dims(2, 3));
     let mut scores = scores + wrap::<B, 3>(bias).unsqueeze();
