@@ -21,6 +21,7 @@ use std::time::Duration;
 use serde_json::Value;
 use tokio::runtime::Runtime;
 
+use crate::imaging::ImagingError;
 use crate::model::DeviceChoice;
 use crate::project::{Claimed, Finish, JobKind, Project, ProjectError, StoreError};
 
@@ -35,6 +36,8 @@ const POLL: Duration = Duration::from_millis(25);
 enum Failure {
     /// It was stopped, or its lease was lost.
     Stopped,
+    /// The image cannot be used.
+    Image(ImagingError),
     /// What to tell the client.
     Error(String),
 }
@@ -144,6 +147,7 @@ impl Worker {
         let finish = match outcome {
             Ok(result) => Finish::Done(result),
             Err(Failure::Stopped) => Finish::Stopped,
+            Err(Failure::Image(error)) => Finish::Error(error.to_string()),
             Err(Failure::Error(reason)) => Finish::Error(reason),
         };
         self.runtime.block_on(async {

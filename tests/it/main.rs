@@ -1,9 +1,15 @@
 //! One integration binary; the files mirror routes and commands.
 
+#![allow(clippy::unwrap_used, clippy::expect_used)] // tests fail by panicking
+
 mod support;
 
 mod cli_serve;
+mod convert;
+mod faults;
 mod formats;
+mod infer;
+mod layering;
 mod python_client;
 mod rest_activelearning;
 mod rest_datastore;

@@ -60,7 +60,8 @@ impl TestServer {
         let project = Project::open(open).await.unwrap();
         let registry = Registry::new(&project);
         let model = folder.path().join("model");
-        create_untrained(&model, "pct-net-s", &PctNetConfig::small(), &labels, 7).unwrap();
+        let network = PctNetConfig::pct_net_s(labels.class_count(), [32, 64, 64], 1);
+        create_untrained(&model, "pct-net-s", &network, &labels, 7).unwrap();
         registry.import_initial(&model).await.unwrap();
         let worker_alive = watch::Sender::new(true);
         let app = App::new(AppParts {
