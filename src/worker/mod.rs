@@ -111,7 +111,7 @@ pub fn run(data: &Path, device: DeviceChoice) -> Result<(), ProjectError> {
     let project = runtime.block_on(Project::open_worker(data))?;
     let ending = Arc::new(AtomicBool::new(false));
     watch_input(ending.clone());
-    let name = format!("worker-{}", std::process::id());
+    let name = worker_name(std::process::id());
     let mut worker = Worker { project, runtime, device, name, ending, models: Default::default() };
     while !worker.ending.load(Ordering::Relaxed) {
         if !worker.next(&ALL_KINDS)? {
@@ -119,6 +119,11 @@ pub fn run(data: &Path, device: DeviceChoice) -> Result<(), ProjectError> {
         }
     }
     Ok(())
+}
+
+/// What the queue calls the worker of a process id.
+fn worker_name(pid: u32) -> String {
+    format!("worker-{pid}")
 }
 
 /// Standard input closes when the server is gone: its process keeps the other end open and never writes.
