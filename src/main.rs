@@ -18,6 +18,8 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Command {
+    /// Show one full round on synthetic studies
+    Demo(cli::demo::DemoArgs),
     /// Serve a folder of studies over the MONAI Label protocol
     Serve(cli::serve::ServeArgs),
     /// Turn a PyTorch checkpoint into a model directory
@@ -40,6 +42,7 @@ enum Command {
 fn main() -> ExitCode {
     let done = |outcome: anyhow::Result<()>| outcome.map(|()| ExitCode::SUCCESS);
     let outcome = match Arguments::parse().command {
+        Command::Demo(args) => done(cli::demo::run(args)),
         Command::Serve(args) => done(cli::serve::run(args)),
         Command::Convert(args) => done(cli::convert::run(args)),
         Command::Infer(args) => cli::infer::run(args),

@@ -3,6 +3,7 @@
 pub mod bench;
 pub mod convert;
 mod dataset;
+pub mod demo;
 pub mod evaluate;
 pub mod infer;
 pub mod inspect;

@@ -129,6 +129,12 @@ fn stats(job: &Job, now_ms: i64) -> Value {
             stats[part] = job.progress[part].clone();
         }
     }
+    // More than Slicer knows: an epoch of a large project takes long.
+    for key in ["step", "steps", "eta_s"] {
+        if job.progress[key].is_number() {
+            stats[key] = job.progress[key].clone();
+        }
+    }
     let duration_s = (job.end_ts.unwrap_or(now_ms) - job.start_ts).max(0) / 1000;
     let time = format!(
         "{}:{:02}:{:02}",

@@ -148,6 +148,11 @@ impl Worker {
         let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| self.work(&claimed, &reporter)))
             .unwrap_or_else(|_| Err(Failure::Error("internal error: the worker's log has the details".to_owned())));
         beating.abort();
+        let ending = self.ending.load(Ordering::Relaxed);
+        if ending && matches!(outcome, Err(Failure::Stopped)) && reporter.flow().is_continue() {
+            // Nobody stopped this job: the server goes down. Its lease ends, and the next worker takes it up.
+            return Ok(true);
+        }
         let shown = std::mem::take(&mut *reporter.shown());
         let finish = match outcome {
             Ok(result) => Finish::Done(result),

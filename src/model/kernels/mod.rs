@@ -13,6 +13,8 @@ pub mod cpu;
 pub mod cuda;
 mod flex;
 pub mod plain;
+#[cfg(test)]
+mod tests;
 
 use std::sync::Arc;
 
