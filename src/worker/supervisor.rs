@@ -33,11 +33,19 @@ pub struct Supervisor {
 /// # Errors
 /// When it cannot be started.
 pub fn spawn(data: &Path, jobs: Jobs, device: &DeviceChoice) -> io::Result<Supervisor> {
-    let start = Start { program: std::env::current_exe()?, data: data.to_owned(), device: device.to_string() };
+    let start = Start {
+        program: std::env::current_exe()?,
+        data: data.to_owned(),
+        device: device.to_string(),
+    };
     let child = start.child()?;
     let (alive, stop) = (watch::Sender::new(true), watch::Sender::new(false));
     let keeper = tokio::spawn(keep(start, child, jobs, alive.clone(), stop.subscribe()));
-    Ok(Supervisor { alive, stop, keeper })
+    Ok(Supervisor {
+        alive,
+        stop,
+        keeper,
+    })
 }
 
 impl Supervisor {
@@ -76,7 +84,13 @@ impl Start {
     }
 }
 
-async fn keep(start: Start, first: Child, jobs: Jobs, alive: watch::Sender<bool>, mut stop: watch::Receiver<bool>) {
+async fn keep(
+    start: Start,
+    first: Child,
+    jobs: Jobs,
+    alive: watch::Sender<bool>,
+    mut stop: watch::Receiver<bool>,
+) {
     let mut child = first;
     loop {
         // Held here, closed to ask the worker to end.
