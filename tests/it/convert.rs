@@ -142,7 +142,7 @@ fn what_is_no_checkpoint_is_refused() {
     let config = any_config(&bench);
     let witness = bench.0.path().join("out/executed");
     let command = format!("touch {}", witness.display());
-    let nested = pickle(&[&b"]".repeat(2_000_000), &b"a".repeat(1_999_999)].concat());
+    let nested = pickle(&[b"]".repeat(2_000_000), b"a".repeat(1_999_999)].concat());
     let tuples = pickle(&[b")".as_slice(), &b"\x85".repeat(2_000_000)].concat());
     let dictionaries = pickle(&[b"}".as_slice(), &b"K\x00}".repeat(500_000), &b"s".repeat(500_000)].concat());
     let executes = pickle(&call("posix", "system", &command));

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pathlib
 import time
+from collections.abc import Iterator
 
 import nibabel
 import numpy
@@ -15,6 +16,13 @@ from monailabel.client.client import MONAILabelClient, MONAILabelClientException
 MODEL = "pct-net-s"
 WAIT_S = 300
 LABEL_INFO = {"label_info": [{"name": name, "idx": k} for k, name in enumerate(LABELS, 1)]}
+
+
+@pytest.fixture
+def idle(client: MONAILabelClient) -> Iterator[None]:
+    """No training outlives its test."""
+    yield
+    client.train_stop()
 
 
 def wait_for_training(client: MONAILabelClient) -> dict:
@@ -85,12 +93,12 @@ def test_infer_refuses(client: MONAILabelClient, server: Server, tmp_path: pathl
     for model, image in (("no-such-model", STUDIES[0]), (MODEL, "no-such-image"), (MODEL, "")):
         with pytest.raises(MONAILabelClientException) as refused:
             client.infer(model, image, {})
-        assert refused.value.status_code >= 400
+        assert "Status: 4" in refused.value.msg or "Status: 5" in refused.value.msg
     broken = tmp_path / "broken.nii.gz"
     broken.write_bytes(pathlib.Path(server.extra).read_bytes()[:500])
     with pytest.raises(MONAILabelClientException) as refused:
         client.infer(MODEL, "", {}, file=str(broken))
-    assert refused.value.status_code == 422
+    assert "Status: 422" in refused.value.msg
     assert client.info(), "the server goes on"
 
 
@@ -120,7 +128,7 @@ def test_upload_label_download(client: MONAILabelClient, server: Server, tmp_pat
     nibabel.save(nibabel.Nifti1Image(numpy.ones((4, 4, 4), numpy.uint8), numpy.eye(4)), smaller)
     with pytest.raises(MONAILabelClientException) as refused:
         client.save_label(image, str(smaller))
-    assert refused.value.status_code in (400, 422)
+    assert "Status: 4" in refused.value.msg
     downloaded = pathlib.Path(client.download_label(image, "final"))
     assert downloaded.read_bytes() == pathlib.Path(server.label(3)).read_bytes(), "a refused label changes nothing"
 
@@ -139,6 +147,7 @@ def test_session(client: MONAILabelClient, server: Server) -> None:
     assert gone.value.status_code == 404
 
 
+@pytest.mark.usefixtures("idle")
 def test_train(client: MONAILabelClient, server: Server) -> None:
     """A real round: labels in, training, a new version that the next inference uses."""
     assert client.train_stop() is None
@@ -154,7 +163,7 @@ def test_train(client: MONAILabelClient, server: Server) -> None:
     assert client.train_status()["id"] == task["id"]
     with pytest.raises(MONAILabelClientException) as busy:
         client.train_start(MODEL, {"steps": 1})
-    assert busy.value.status_code == 429
+    assert "Status: 429" in busy.value.msg
     assert client.info(), "the server answers while it trains"
     mask, params = client.infer(MODEL, STUDIES[2], {"result_extension": ".nii.gz"})
     check_mask(client, mask, params, server.folder / "studies" / f"{STUDIES[2]}.nii.gz")
@@ -168,6 +177,7 @@ def test_train(client: MONAILabelClient, server: Server) -> None:
     assert after["model_version"] == before["model_version"] + 1
 
 
+@pytest.mark.usefixtures("idle")
 def test_train_stop(client: MONAILabelClient, server: Server) -> None:
     client.save_label(STUDIES[0], server.label(0), params=LABEL_INFO)
     version = client.infer(MODEL, STUDIES[0], {})[1]["model_version"]
