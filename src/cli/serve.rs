@@ -126,7 +126,7 @@ async fn start(args: ServeArgs) -> anyhow::Result<()> {
         .with_context(|| format!("cannot listen on {}", config.address))?;
     let address = listener.local_addr()?;
     let stop = stop_signal()?;
-    let supervisor = supervisor::spawn(&config.data, &args.device)?;
+    let supervisor = supervisor::spawn(&config.data, project.jobs().clone(), &args.device)?;
     let sessions = Sessions::new(&project);
     let housekeeping = tokio::spawn(keep_house(project.clone(), sessions.clone()));
     let app = App::new(AppParts {

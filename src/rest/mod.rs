@@ -32,6 +32,7 @@
 
 mod absent;
 mod activelearning;
+mod app;
 mod archive;
 mod batch;
 mod datastore;
@@ -53,101 +54,4 @@ mod session;
 mod task;
 mod train;
 
-use std::sync::Arc;
-
-use axum::http::HeaderValue;
-use tokio::sync::{Mutex, Semaphore, watch};
-
-use crate::project::Project;
-use crate::rounds::registry::{ModelVersion, Registry};
-use crate::sessions::Sessions;
-use crate::telemetry::LogRing;
-use error::ApiError;
-
-/// What every handler can reach. Cheap to clone.
-#[derive(Clone)]
-pub struct App {
-    project: Project,
-    registry: Registry,
-    sessions: Sessions,
-    logs: LogRing,
-    /// Devices that a client may be shown; never empty.
-    devices: Arc<[String]>,
-    /// Web pages of these origins may use the server.
-    cors_origins: Arc<[HeaderValue]>,
-    /// One permit for each `/infer` request that is being served.
-    infer_slots: Arc<Semaphore>,
-    /// Held while a task is started, so that two starts cannot both find nothing running.
-    starting: Arc<Mutex<()>>,
-    /// True while the worker process runs.
-    worker: watch::Receiver<bool>,
-}
-
-/// What an [`App`] is made of.
-pub struct AppParts {
-    /// The open project.
-    pub project: Project,
-    /// Its models.
-    pub registry: Registry,
-    /// Its sessions.
-    pub sessions: Sessions,
-    /// Lines for `/logs/`.
-    pub logs: LogRing,
-    /// The device that the worker computes on, as text.
-    pub device: String,
-    /// How many `/infer` requests may wait at the same time.
-    pub infer_slots: usize,
-    /// Web pages of these origins (`https://viewer.example.org`) may use the server.
-    pub cors_origins: Vec<HeaderValue>,
-    /// True while the worker process runs.
-    pub worker: watch::Receiver<bool>,
-}
-
-impl App {
-    /// Puts the parts together.
-    pub fn new(parts: AppParts) -> Self {
-        Self {
-            project: parts.project,
-            registry: parts.registry,
-            sessions: parts.sessions,
-            logs: parts.logs,
-            devices: [parts.device].into(),
-            cors_origins: parts.cors_origins.into(),
-            infer_slots: Arc::new(Semaphore::new(parts.infer_slots)),
-            starting: Arc::new(Mutex::new(())),
-            worker: parts.worker,
-        }
-    }
-
-    fn devices(&self) -> &[String] {
-        &self.devices
-    }
-
-    fn worker_runs(&self) -> bool {
-        *self.worker.borrow()
-    }
-
-    /// The live version of each model, in the order in which the models were first published.
-    async fn live_models(&self) -> Result<Vec<ModelVersion>, ApiError> {
-        let versions = self.registry.models().await?;
-        Ok(versions
-            .into_iter()
-            .filter(|version| version.live)
-            .collect())
-    }
-
-    async fn model_names(&self) -> Result<Vec<String>, ApiError> {
-        let live = self.live_models().await?;
-        Ok(live.into_iter().map(|version| version.name).collect())
-    }
-
-    /// The live version of the model `name`.
-    async fn live_model(&self, name: &str) -> Result<ModelVersion, ApiError> {
-        self.registry.live(name).await?.ok_or_else(|| {
-            ApiError::not_found(
-                "no_model",
-                "there is no model of this name on this server; see models in /info/",
-            )
-        })
-    }
-}
+pub use app::{App, AppParts};

@@ -427,6 +427,18 @@ impl Jobs {
         Ok(usize::try_from(changed).unwrap_or(usize::MAX))
     }
 
+    /// Takes the jobs of a worker that is known to be dead, without waiting for its leases to end.
+    /// Returns how many jobs changed.
+    pub async fn abandon(&self, worker: &str) -> Result<usize, StoreError> {
+        let mut tx = self.database.begin().await?;
+        sqlx::query(sql!("jobs_abandon"))
+            .bind(worker)
+            .execute(&mut *tx)
+            .await?;
+        tx.commit().await?;
+        self.requeue_expired().await
+    }
+
     /// Puts every running job back, without counting the attempt: the server was restarted and its
     /// workers with it, which is no fault of the jobs.
     pub(super) async fn requeue_all(&self) -> Result<(), StoreError> {

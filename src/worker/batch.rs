@@ -8,10 +8,16 @@ use crate::project::requests::{BatchImages, BatchInferRequest};
 use crate::project::{Map, Tag};
 
 impl Worker {
-    pub(super) fn batch_infer(&mut self, request: BatchInferRequest, reporter: &Reporter) -> Outcome {
+    pub(super) fn batch_infer(
+        &mut self,
+        request: BatchInferRequest,
+        reporter: &Reporter,
+    ) -> Outcome {
         let version = self.version(&request.model, request.version)?;
         let images = self.runtime.block_on(self.chosen(&request))?;
-        let limit = request.max_batch_size.map_or(images.len(), |limit| limit as usize);
+        let limit = request
+            .max_batch_size
+            .map_or(images.len(), |limit| limit as usize);
         let total = images.len().min(limit);
         let names = self.project.schema().values();
         let scratch = self.project.scratch_dir();
@@ -21,7 +27,13 @@ impl Worker {
             if self.yield_to_urgent(reporter).is_break() {
                 return Err(Failure::Stopped);
             }
-            let proposal = match self.propose(&version, &image.path, &Budget::default(), request.largest_cc, reporter) {
+            let proposal = match self.propose(
+                &version,
+                &image.path,
+                &Budget::default(),
+                request.largest_cc,
+                reporter,
+            ) {
                 Ok(proposal) => proposal,
                 Err(Failure::Image(error)) => {
                     reporter.line(format!("{}: left out: {error}", image.id));
@@ -29,9 +41,21 @@ impl Worker {
                 }
                 Err(failure) => return Err(failure),
             };
-            let file = scratch.join(format!("batch-{}{}", uuid::Uuid::now_v7(), LabelFormat::NiftiGz.suffix()));
-            write_label(&file, &proposal.segmentation.labels, &names, LabelFormat::NiftiGz)?;
-            let label_names: Map = names.iter().map(|(value, name)| (name.clone(), json!(value))).collect();
+            let file = scratch.join(format!(
+                "batch-{}{}",
+                uuid::Uuid::now_v7(),
+                LabelFormat::NiftiGz.suffix()
+            ));
+            write_label(
+                &file,
+                &proposal.segmentation.labels,
+                &names,
+                LabelFormat::NiftiGz,
+            )?;
+            let label_names: Map = names
+                .iter()
+                .map(|(value, name)| (name.clone(), json!(value)))
+                .collect();
             let params = json!({"label_names": label_names, "model_version": version.version});
             let kept = self.keep(&image.id, &request.label_tag, &file, &version, &params);
             std::fs::remove_file(&file)?;
@@ -52,7 +76,11 @@ impl Worker {
     ) -> Result<Vec<crate::project::ImageRow>, crate::project::ProjectError> {
         let mut chosen = Vec::new();
         for image in self.project.images().await? {
-            let labelled = self.project.label(&image.id, &Tag::accepted()).await?.is_some();
+            let labelled = self
+                .project
+                .label(&image.id, &Tag::accepted())
+                .await?
+                .is_some();
             let wanted = match request.images {
                 BatchImages::All => true,
                 BatchImages::Labeled => labelled,

@@ -21,13 +21,20 @@ pub struct Models {
 }
 
 impl Models {
-    fn get(&mut self, version: &ModelVersion, worker_device: crate::model::DeviceChoice) -> Result<&Segmenter, Failure> {
+    fn get(
+        &mut self,
+        version: &ModelVersion,
+        worker_device: crate::model::DeviceChoice,
+    ) -> Result<&Segmenter, Failure> {
         let loaded = match self.loaded.remove(&version.name) {
             Some((number, segmenter)) if number == version.version => segmenter,
             _ => Segmenter::load(&version.dir, worker_device)?,
         };
-        let (_, segmenter) =
-            self.loaded.entry(version.name.clone()).insert_entry((version.version, loaded)).into_mut();
+        let (_, segmenter) = self
+            .loaded
+            .entry(version.name.clone())
+            .insert_entry((version.version, loaded))
+            .into_mut();
         Ok(segmenter)
     }
 }
@@ -40,21 +47,38 @@ pub(super) struct Proposal {
 }
 
 impl Worker {
-    pub(super) fn infer(&mut self, job: &str, request: InferRequest, reporter: &Reporter) -> Outcome {
+    pub(super) fn infer(
+        &mut self,
+        job: &str,
+        request: InferRequest,
+        reporter: &Reporter,
+    ) -> Outcome {
         let started = Instant::now();
         let version = self.version(&request.model, request.version)?;
         let (path, budget) = match &request.image {
             ImageSource::Study { id } => (self.image_path(id)?, Budget::default()),
             // What a client sent must not make the server read other files.
-            ImageSource::File { path } => (path.clone(), Budget { follow_files: false, ..Budget::default() }),
+            ImageSource::File { path } => (
+                path.clone(),
+                Budget {
+                    follow_files: false,
+                    ..Budget::default()
+                },
+            ),
         };
         if path.is_dir() {
-            return refused("a series of several files cannot be read yet; send one NIfTI or NRRD file".to_owned());
+            return refused(
+                "a series of several files cannot be read yet; send one NIfTI or NRRD file"
+                    .to_owned(),
+            );
         }
-        let mut proposal = match self.propose(&version, &path, &budget, request.largest_cc, reporter) {
-            Err(Failure::Image(error)) => return refused(format!("the image is refused: {error}")),
-            proposal => proposal?,
-        };
+        let mut proposal =
+            match self.propose(&version, &path, &budget, request.largest_cc, reporter) {
+                Err(Failure::Image(error)) => {
+                    return refused(format!("the image is refused: {error}"));
+                }
+                proposal => proposal?,
+            };
         let post = Instant::now();
         let labels = &mut proposal.segmentation.labels;
         let names = self.project.schema().values();
@@ -62,7 +86,9 @@ impl Worker {
         let format = LabelFormat::from_suffix(suffix)
             .ok_or_else(|| Failure::Error(format!("result_extension {suffix:?} cannot be written; use .nii.gz, .nii, .nrrd or .seg.nrrd")))?;
         let format = match format {
-            LabelFormat::Nrrd | LabelFormat::SegNrrd => format.with_compression(request.result_compress),
+            LabelFormat::Nrrd | LabelFormat::SegNrrd => {
+                format.with_compression(request.result_compress)
+            }
             other => other,
         };
         let scratch = self.project.scratch_dir();
@@ -74,10 +100,17 @@ impl Worker {
         write_label(&file, labels, &names, format)?;
         let write_s = write.elapsed().as_secs_f64();
         let seconds = |stage: &str| {
-            let found = proposal.segmentation.timings.iter().find(|(name, _)| *name == stage);
+            let found = proposal
+                .segmentation
+                .timings
+                .iter()
+                .find(|(name, _)| *name == stage);
             found.map_or(0.0, |(_, seconds)| *seconds)
         };
-        let label_names: Map = names.iter().map(|(value, name)| (name.clone(), json!(value))).collect();
+        let label_names: Map = names
+            .iter()
+            .map(|(value, name)| (name.clone(), json!(value)))
+            .collect();
         let params = json!({
             "label_names": label_names,
             "latencies": {
@@ -99,11 +132,19 @@ impl Worker {
         if let (Some(tag), ImageSource::Study { id }) = (&request.save_label, &request.image) {
             self.keep(id, tag, &file, &version, &params)?;
         }
-        Ok(serde_json::to_value(InferResult { file: Some(file), params, refused: None })?)
+        Ok(serde_json::to_value(InferResult {
+            file: Some(file),
+            params,
+            refused: None,
+        })?)
     }
 
     /// The version asked for, or the live one.
-    pub(super) fn version(&self, name: &str, version: Option<i64>) -> Result<ModelVersion, Failure> {
+    pub(super) fn version(
+        &self,
+        name: &str,
+        version: Option<i64>,
+    ) -> Result<ModelVersion, Failure> {
         let registry = Registry::new(&self.project);
         let found = self.runtime.block_on(async {
             match version {
@@ -116,7 +157,8 @@ impl Worker {
 
     fn image_path(&self, id: &ImageId) -> Result<PathBuf, Failure> {
         let row = self.runtime.block_on(self.project.image(id))?;
-        let row = row.ok_or_else(|| Failure::Error(format!("image {id} is not in the project any more")))?;
+        let row = row
+            .ok_or_else(|| Failure::Error(format!("image {id} is not in the project any more")))?;
         Ok(row.path)
     }
 
@@ -140,7 +182,10 @@ impl Worker {
         if largest_cc {
             components::keep_largest(&mut segmentation.labels, Connectivity::Corners26);
         }
-        Ok(Proposal { segmentation, read_s })
+        Ok(Proposal {
+            segmentation,
+            read_s,
+        })
     }
 
     /// Keeps a proposal as a label of the project.
@@ -152,17 +197,26 @@ impl Worker {
         version: &ModelVersion,
         params: &Value,
     ) -> Result<(), Failure> {
-        let name = file.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+        let name = file
+            .file_name()
+            .map(|name| name.to_string_lossy().into_owned())
+            .unwrap_or_default();
         let tag = Tag::parse(tag)?;
         self.runtime.block_on(async {
             let staged = self.project.staging().copy_of(file).await?;
             let mut submit = SubmitLabel::new(id.clone(), tag, staged, &name, &version.name);
-            submit.origin = Origin::Auto { model: version.name.clone(), version: Some(version.version) };
+            submit.origin = Origin::Auto {
+                model: version.name.clone(),
+                version: Some(version.version),
+            };
             submit.params = Map::from_iter([
                 ("model".to_owned(), json!(version.name)),
                 ("params".to_owned(), params.clone()),
             ]);
-            self.project.submit_label(submit).await.map_err(Failure::from)
+            self.project
+                .submit_label(submit)
+                .await
+                .map_err(Failure::from)
         })?;
         Ok(())
     }
@@ -170,7 +224,11 @@ impl Worker {
 
 /// The answer to an image that cannot be used: the sender's matter, not a failure of the work.
 fn refused(reason: String) -> Outcome {
-    Ok(serde_json::to_value(InferResult { file: None, params: Value::Null, refused: Some(reason) })?)
+    Ok(serde_json::to_value(InferResult {
+        file: None,
+        params: Value::Null,
+        refused: Some(reason),
+    })?)
 }
 
 /// Centre voxel of each structure that is there, `{"label_1": ["1", "x", "y", "z"]}` with file indices as text, which is
@@ -179,8 +237,13 @@ fn centroids(labels: &Volume<u16>, names: &[(u16, String)]) -> Value {
     let [_, height, width] = labels.geometry.shape();
     let mut sums = vec![[0u64; 4]; names.len() + 1];
     for (i, &label) in labels.voxels.iter().enumerate() {
-        if label > 0 && let Some(sum) = sums.get_mut(usize::from(label)) {
-            for (total, part) in sum.iter_mut().zip([1, i % width, i / width % height, i / (width * height)]) {
+        if label > 0
+            && let Some(sum) = sums.get_mut(usize::from(label))
+        {
+            for (total, part) in
+                sum.iter_mut()
+                    .zip([1, i % width, i / width % height, i / (width * height)])
+            {
                 *total += part as u64;
             }
         }
@@ -189,7 +252,11 @@ fn centroids(labels: &Volume<u16>, names: &[(u16, String)]) -> Value {
         let text = [value as u64, x / count, y / count, z / count].map(|v| json!(v.to_string()));
         (format!("label_{value}"), json!(text))
     };
-    let found = sums.into_iter().enumerate().skip(1).filter(|(_, sum)| sum[0] > 0);
+    let found = sums
+        .into_iter()
+        .enumerate()
+        .skip(1)
+        .filter(|(_, sum)| sum[0] > 0);
     Value::Object(found.map(entry).collect())
 }
 
@@ -200,11 +267,19 @@ mod tests {
 
     #[test]
     fn centroids_are_file_indices() {
-        let geometry = Geometry::new([2, 3, 4], [0.0; 3], [[0.0, 0.0, 1.0], [0.0, 1.0, 0.0], [1.0, 0.0, 0.0]]).unwrap();
+        let geometry = Geometry::new(
+            [2, 3, 4],
+            [0.0; 3],
+            [[0.0, 0.0, 1.0], [0.0, 1.0, 0.0], [1.0, 0.0, 0.0]],
+        )
+        .unwrap();
         let mut voxels = vec![0; 24];
         voxels[(3 + 2) * 4 + 3] = 2;
         let labels = Volume::new(geometry, voxels).unwrap();
         let names = [(1, "a".to_owned()), (2, "b".to_owned())];
-        assert_eq!(centroids(&labels, &names), json!({"label_2": ["2", "3", "2", "1"]}));
+        assert_eq!(
+            centroids(&labels, &names),
+            json!({"label_2": ["2", "3", "2", "1"]})
+        );
     }
 }

@@ -13,7 +13,10 @@ impl Worker {
     /// structures that either has, written into the image's info as `dice`.
     pub(super) fn score(&mut self, request: ScoreRequest, reporter: &Reporter) -> Outcome {
         if request.method != "dice" {
-            return Err(Failure::Error(format!("there is no scoring method {:?}; there is: dice", request.method)));
+            return Err(Failure::Error(format!(
+                "there is no scoring method {:?}; there is: dice",
+                request.method
+            )));
         }
         let classes = self.project.schema().class_count();
         let mut scores = Map::new();
@@ -26,14 +29,19 @@ impl Worker {
                 let original = self.project.label(&image.id, &Tag::original()).await?;
                 Ok::<_, crate::project::ProjectError>(accepted.zip(original))
             })?;
-            let Some((accepted, original)) = pair else { continue };
+            let Some((accepted, original)) = pair else {
+                continue;
+            };
             let budget = Budget::default();
             let accepted = read_label(&self.project.training_label_path(&accepted), &budget)?;
             let original = read_label(&self.project.training_label_path(&original), &budget)?;
             let dice = metrics::dice_per_class(&accepted.layers[0], &original.layers[0], classes);
-            let Some(mean) = metrics::mean(dice.into_iter().skip(1)) else { continue };
+            let Some(mean) = metrics::mean(dice.into_iter().skip(1)) else {
+                continue;
+            };
             let info = Map::from_iter([("dice".to_owned(), json!(mean))]);
-            self.runtime.block_on(self.project.set_image_info(&image.id, info))?;
+            self.runtime
+                .block_on(self.project.set_image_info(&image.id, info))?;
             reporter.line(format!("{}: dice {mean:.3}", image.id));
             scores.insert(image.id.to_string(), json!(mean));
         }

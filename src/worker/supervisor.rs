@@ -1,7 +1,7 @@
 //! The worker process, seen from the server: started, restarted when it ends, stopped with the server.
 //!
 //! The child's standard input is the only tie: when it closes, the server is gone and the worker ends. The worker takes
-//! its jobs from the store, so a crash on either side loses nothing.
+//! its jobs from the store, so a crash on either side loses nothing: what a dead worker held goes back into the queue.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -12,7 +12,9 @@ use tokio::process::{Child, Command};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
+use super::worker_name;
 use crate::model::DeviceChoice;
+use crate::project::Jobs;
 
 /// Pause before a worker that ended is started again.
 const RESTART_PAUSE: Duration = Duration::from_secs(1);
@@ -26,16 +28,24 @@ pub struct Supervisor {
     keeper: JoinHandle<()>,
 }
 
-/// Starts the worker process for a data directory and restarts it whenever it ends.
+/// Starts the worker process for a data directory, whose queue is `jobs`, and restarts it whenever it ends.
 ///
 /// # Errors
 /// When it cannot be started.
-pub fn spawn(data: &Path, device: &DeviceChoice) -> io::Result<Supervisor> {
-    let start = Start { program: std::env::current_exe()?, data: data.to_owned(), device: device.to_string() };
+pub fn spawn(data: &Path, jobs: Jobs, device: &DeviceChoice) -> io::Result<Supervisor> {
+    let start = Start {
+        program: std::env::current_exe()?,
+        data: data.to_owned(),
+        device: device.to_string(),
+    };
     let child = start.child()?;
     let (alive, stop) = (watch::Sender::new(true), watch::Sender::new(false));
-    let keeper = tokio::spawn(keep(start, child, alive.clone(), stop.subscribe()));
-    Ok(Supervisor { alive, stop, keeper })
+    let keeper = tokio::spawn(keep(start, child, jobs, alive.clone(), stop.subscribe()));
+    Ok(Supervisor {
+        alive,
+        stop,
+        keeper,
+    })
 }
 
 impl Supervisor {
@@ -74,15 +84,27 @@ impl Start {
     }
 }
 
-async fn keep(start: Start, first: Child, alive: watch::Sender<bool>, mut stop: watch::Receiver<bool>) {
+async fn keep(
+    start: Start,
+    first: Child,
+    jobs: Jobs,
+    alive: watch::Sender<bool>,
+    mut stop: watch::Receiver<bool>,
+) {
     let mut child = first;
     loop {
         // Held here, closed to ask the worker to end.
         let tie = child.stdin.take();
+        let name = child.id().map(worker_name);
         tokio::select! {
             ended = child.wait() => {
                 alive.send_replace(false);
                 tracing::warn!("the worker ended ({ended:?}); it is started again");
+                if let Some(name) = name
+                    && let Err(error) = jobs.abandon(&name).await
+                {
+                    tracing::warn!("its jobs are taken up when their leases are over: {error}");
+                }
             }
             () = asked(&mut stop) => {
                 drop(tie);

@@ -11,7 +11,9 @@ use crate::rounds::fine_tune;
 
 impl Worker {
     pub(super) fn train(&mut self, request: TrainRequest, reporter: &Reporter) -> Outcome {
-        let mut plan = self.runtime.block_on(fine_tune::plan(&self.project, &request))?;
+        let mut plan = self
+            .runtime
+            .block_on(fine_tune::plan(&self.project, &request))?;
         plan.request.options.device = self.device;
         let steps = plan.request.options.steps;
         reporter.line(format!(
@@ -26,7 +28,12 @@ impl Worker {
         let mut eval = json!({});
         let result = crate::model::train(&plan.request, &mut |event| {
             match event {
-                TrainEvent::Step { step, loss, rate_hz, .. } => {
+                TrainEvent::Step {
+                    step,
+                    loss,
+                    rate_hz,
+                    ..
+                } => {
                     let eta_s = (steps - step) as f64 / rate_hz.max(1e-9);
                     if step * total_epochs / steps > epoch || step == 1 || step == steps {
                         epoch = (step * total_epochs / steps).max(1);
@@ -39,10 +46,21 @@ impl Worker {
                         "eval": eval,
                     }));
                 }
-                TrainEvent::Validated { step, dice, mean, best: is_best } => {
-                    let per_class: serde_json::Map<_, _> =
-                        names.iter().cloned().zip(dice.iter().map(|dice| json!(dice))).collect();
-                    reporter.line(format!("step {step}: validation Dice {mean:.4}{}", if is_best { ", the best so far" } else { "" }));
+                TrainEvent::Validated {
+                    step,
+                    dice,
+                    mean,
+                    best: is_best,
+                } => {
+                    let per_class: serde_json::Map<_, _> = names
+                        .iter()
+                        .cloned()
+                        .zip(dice.iter().map(|dice| json!(dice)))
+                        .collect();
+                    reporter.line(format!(
+                        "step {step}: validation Dice {mean:.4}{}",
+                        if is_best { ", the best so far" } else { "" }
+                    ));
                     best = best.max(mean);
                     eval = json!({"metrics": {"val_mean_dice": mean, "dice": per_class}, "key_metric_name": "val_mean_dice", "best_metric": best});
                     if is_best {
@@ -50,7 +68,8 @@ impl Worker {
                     } else if patience > 0 {
                         patience -= 1;
                         if patience == 0 {
-                            reporter.line("no better for as long as asked; stopping early".to_owned());
+                            reporter
+                                .line("no better for as long as asked; stopping early".to_owned());
                             return ControlFlow::Break(());
                         }
                     }
@@ -68,8 +87,13 @@ impl Worker {
             std::fs::remove_dir_all(&plan.request.out)?;
             return Err(Failure::Stopped);
         }
-        let published = self.runtime.block_on(fine_tune::publish(&self.project, &plan, &report))?;
-        reporter.line(format!("published version {} of {}", published.version, published.name));
+        let published = self
+            .runtime
+            .block_on(fine_tune::publish(&self.project, &plan, &report))?;
+        reporter.line(format!(
+            "published version {} of {}",
+            published.version, published.name
+        ));
         Ok(json!({
             "model": published.name,
             "version": published.version,

@@ -5,21 +5,22 @@
 //! process, in transactions that take the write lock at once and hold it for milliseconds; reads
 //! have their own connections and never wait for writers.
 
+mod audit;
 mod images;
 mod labels;
 mod models;
 mod sessions;
+mod settings;
 
 use std::path::Path;
 use std::time::Duration;
 
-use serde_json::{Value, json};
-use sha2::{Digest, Sha256};
 use sqlx::sqlite::{
     SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteSynchronous,
 };
-use sqlx::{Connection, Sqlite, SqliteConnection, Transaction};
+use sqlx::{Connection, Sqlite, Transaction};
 
+pub use audit::{AuditEntry, AuditRow, append_audit};
 pub use images::{
     ImageFacts, ImageRecord, add_serving, image, put_image, set_image_info, set_image_state,
 };
@@ -29,9 +30,9 @@ pub use labels::{
 };
 pub use models::{ModelRecord, add_model, set_live_model};
 pub use sessions::SessionRecord;
+pub use settings::put_setting;
 
 use super::StoreError;
-use super::staging::hex;
 
 const READERS: u32 = 4;
 /// How long a writer waits for the other process, and a request for a connection.
@@ -106,21 +107,6 @@ impl Database {
         &self.readers
     }
 
-    /// The value of a setting.
-    pub async fn setting(&self, key: &str) -> Result<Option<String>, StoreError> {
-        Ok(sqlx::query_scalar(sql!("setting_get"))
-            .bind(key)
-            .fetch_optional(&self.readers)
-            .await?)
-    }
-
-    /// The audit log, oldest first.
-    pub async fn audit_rows(&self) -> Result<Vec<AuditRow>, StoreError> {
-        Ok(sqlx::query_as(sql!("audit_all"))
-            .fetch_all(&self.readers)
-            .await?)
-    }
-
     /// What SQLite finds wrong with the file; empty when nothing.
     pub async fn integrity(&self) -> Result<Vec<String>, StoreError> {
         let mut found: Vec<String> = sqlx::query_scalar(sql!("integrity"))
@@ -137,162 +123,5 @@ impl Database {
     }
 }
 
-/// Sets a setting.
-pub async fn put_setting(
-    tx: &mut SqliteConnection,
-    key: &str,
-    value: &str,
-) -> Result<(), StoreError> {
-    sqlx::query(sql!("setting_put"))
-        .bind(key)
-        .bind(value)
-        .execute(tx)
-        .await?;
-    Ok(())
-}
-
-/// One entry of the audit log.
-#[derive(Debug, Clone)]
-pub struct AuditEntry<'a> {
-    /// Milliseconds since 1970-01-01 UTC.
-    pub now_ms: i64,
-    /// Who.
-    pub actor: &'a str,
-    /// Did what.
-    pub action: &'a str,
-    /// To what.
-    pub subject: &'a str,
-    /// Hashes and the like.
-    pub detail: Value,
-}
-
-/// One row of the audit log.
-#[derive(Debug, Clone, PartialEq, Eq, sqlx::FromRow)]
-pub struct AuditRow {
-    /// Milliseconds since 1970-01-01 UTC.
-    pub created_ms: i64,
-    /// Who.
-    pub actor: String,
-    /// Did what.
-    pub action: String,
-    /// To what.
-    pub subject: String,
-    /// JSON.
-    pub detail: String,
-    /// Over this row and the hash of the row before it.
-    pub hash: String,
-}
-
-impl AuditRow {
-    /// The hash that the row must have after a row of hash `before`.
-    pub fn expected_hash(&self, before: Option<&str>) -> String {
-        audit_hash(
-            before,
-            self.created_ms,
-            [&self.actor, &self.action, &self.subject, &self.detail],
-        )
-    }
-}
-
-/// Appends to the audit log; each row's hash covers the row before it, so that a change of an old
-/// row shows.
-pub async fn append_audit(
-    tx: &mut SqliteConnection,
-    entry: AuditEntry<'_>,
-) -> Result<(), StoreError> {
-    let before: Option<String> = sqlx::query_scalar(sql!("audit_last"))
-        .fetch_optional(&mut *tx)
-        .await?;
-    let detail = entry.detail.to_string();
-    let hash = audit_hash(
-        before.as_deref(),
-        entry.now_ms,
-        [entry.actor, entry.action, entry.subject, &detail],
-    );
-    sqlx::query(sql!("audit_insert"))
-        .bind(entry.now_ms)
-        .bind(entry.actor)
-        .bind(entry.action)
-        .bind(entry.subject)
-        .bind(detail)
-        .bind(hash)
-        .execute(tx)
-        .await?;
-    Ok(())
-}
-
-/// The hash of an audit row: SHA-256 of the JSON array of the hash before it and its columns.
-fn audit_hash(before: Option<&str>, now_ms: i64, texts: [&str; 4]) -> String {
-    hex(&Sha256::digest(json!([before, now_ms, texts]).to_string()))
-}
-
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    async fn database() -> (tempfile::TempDir, Database) {
-        let dir = tempfile::tempdir().unwrap();
-        let database = Database::open(&dir.path().join("db")).await.unwrap();
-        (dir, database)
-    }
-
-    #[tokio::test]
-    async fn every_connection_syncs_and_checks_references() {
-        let (_dir, database) = database().await;
-        for pool in [&database.writer, &database.readers] {
-            for (pragma, expected) in [
-                ("PRAGMA synchronous", "2"),
-                ("PRAGMA foreign_keys", "1"),
-                ("PRAGMA busy_timeout", "10000"),
-            ] {
-                let value: i64 = sqlx::query_scalar(pragma).fetch_one(pool).await.unwrap();
-                assert_eq!(value.to_string(), expected, "{pragma}");
-            }
-            let mode: String = sqlx::query_scalar("PRAGMA journal_mode")
-                .fetch_one(pool)
-                .await
-                .unwrap();
-            assert_eq!(mode, "wal");
-        }
-    }
-
-    #[tokio::test]
-    async fn a_full_database_refuses_the_write_and_keeps_the_rest() {
-        let (_dir, database) = database().await;
-        let put = async |key: &str, value: &str| {
-            let mut tx = database.begin().await?;
-            put_setting(&mut tx, key, value).await?;
-            Ok::<_, StoreError>(tx.commit().await?)
-        };
-        put("old", "value").await.unwrap();
-        for _ in 0..3 {
-            // Raising the limit again is not needed: the connection that met the full disk is replaced.
-            sqlx::query("PRAGMA max_page_count = 1")
-                .execute(&database.writer)
-                .await
-                .unwrap();
-            assert!(matches!(
-                put("new", &"x".repeat(1 << 20)).await,
-                Err(StoreError::NoSpace(_))
-            ));
-            assert_eq!(
-                database.setting("old").await.unwrap().as_deref(),
-                Some("value")
-            );
-            assert_eq!(database.setting("new").await.unwrap(), None);
-        }
-        put("new", &"x".repeat(1 << 20)).await.unwrap();
-    }
-
-    #[tokio::test]
-    async fn data_of_a_later_release_are_left_alone() {
-        let (dir, database) = database().await;
-        sqlx::query("INSERT INTO _sqlx_migrations VALUES (9999, 'later', 0, 1, x'00', 0)")
-            .execute(&database.writer)
-            .await
-            .unwrap();
-        database.close().await;
-        let again = Database::open(&dir.path().join("db")).await;
-        assert!(matches!(again, Err(StoreError::Newer(_))), "{again:?}");
-    }
-}
+mod tests;

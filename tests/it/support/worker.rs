@@ -91,6 +91,7 @@ fn infer(project: &Project, claimed: &Claimed) -> Finish {
             "latencies": { "total": 0.0 },
             "centroids": {},
         }),
+        refused: None,
     };
     Finish::Done(serde_json::to_value(result).unwrap())
 }

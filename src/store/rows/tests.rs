@@ -1,0 +1,69 @@
+//! The database file: what every connection promises, a full disk, a later release.
+
+use super::*;
+
+async fn database() -> (tempfile::TempDir, Database) {
+    let dir = tempfile::tempdir().unwrap();
+    let database = Database::open(&dir.path().join("db")).await.unwrap();
+    (dir, database)
+}
+
+#[tokio::test]
+async fn every_connection_syncs_and_checks_references() {
+    let (_dir, database) = database().await;
+    for pool in [&database.writer, &database.readers] {
+        for (pragma, expected) in [
+            ("PRAGMA synchronous", "2"),
+            ("PRAGMA foreign_keys", "1"),
+            ("PRAGMA busy_timeout", "10000"),
+        ] {
+            let value: i64 = sqlx::query_scalar(pragma).fetch_one(pool).await.unwrap();
+            assert_eq!(value.to_string(), expected, "{pragma}");
+        }
+        let mode: String = sqlx::query_scalar("PRAGMA journal_mode")
+            .fetch_one(pool)
+            .await
+            .unwrap();
+        assert_eq!(mode, "wal");
+    }
+}
+
+#[tokio::test]
+async fn a_full_database_refuses_the_write_and_keeps_the_rest() {
+    let (_dir, database) = database().await;
+    let put = async |key: &str, value: &str| {
+        let mut tx = database.begin().await?;
+        put_setting(&mut tx, key, value).await?;
+        Ok::<_, StoreError>(tx.commit().await?)
+    };
+    put("old", "value").await.unwrap();
+    for _ in 0..3 {
+        // Raising the limit again is not needed: the connection that met the full disk is replaced.
+        sqlx::query("PRAGMA max_page_count = 1")
+            .execute(&database.writer)
+            .await
+            .unwrap();
+        assert!(matches!(
+            put("new", &"x".repeat(1 << 20)).await,
+            Err(StoreError::NoSpace(_))
+        ));
+        assert_eq!(
+            database.setting("old").await.unwrap().as_deref(),
+            Some("value")
+        );
+        assert_eq!(database.setting("new").await.unwrap(), None);
+    }
+    put("new", &"x".repeat(1 << 20)).await.unwrap();
+}
+
+#[tokio::test]
+async fn data_of_a_later_release_are_left_alone() {
+    let (dir, database) = database().await;
+    sqlx::query("INSERT INTO _sqlx_migrations VALUES (9999, 'later', 0, 1, x'00', 0)")
+        .execute(&database.writer)
+        .await
+        .unwrap();
+    database.close().await;
+    let again = Database::open(&dir.path().join("db")).await;
+    assert!(matches!(again, Err(StoreError::Newer(_))), "{again:?}");
+}
