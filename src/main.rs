@@ -26,6 +26,10 @@ enum Command {
     Convert(cli::convert::ConvertArgs),
     /// Segment image files
     Infer(cli::infer::InferArgs),
+    /// Fine-tune on a folder of labelled scans
+    Train(cli::train::TrainArgs),
+    /// Compare predicted with reference label maps
+    Evaluate(cli::evaluate::EvaluateArgs),
     /// Show what the readers see in images
     Inspect(cli::inspect::InspectArgs),
     /// Measure the network on this machine
@@ -42,6 +46,8 @@ fn main() -> ExitCode {
         Command::Serve(args) => done(cli::serve::run(args)),
         Command::Convert(args) => done(cli::convert::run(args)),
         Command::Infer(args) => cli::infer::run(args),
+        Command::Train(args) => done(cli::train::run(args)),
+        Command::Evaluate(args) => done(cli::evaluate::run(args)),
         Command::Inspect(args) => cli::inspect::run(args),
         Command::Bench(args) => done(cli::bench::run(args)),
         Command::Worker(args) => done(cli::worker::run(args)),

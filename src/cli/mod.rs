@@ -2,11 +2,14 @@
 
 pub mod bench;
 pub mod convert;
+mod dataset;
 pub mod demo;
+pub mod evaluate;
 pub mod infer;
 pub mod inspect;
 mod progress;
 pub mod serve;
+pub mod train;
 pub mod worker;
 
 /// The user asked for something that cannot be; the process exits with code 2.

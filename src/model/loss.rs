@@ -6,19 +6,19 @@
 
 use burn::tensor::{Int, Tensor, TensorData, activation, backend::Backend};
 
-/// Keeps Dice defined where a class is in neither prediction nor label.
-const SMOOTHING: f64 = 1e-5;
+use super::kernels::{DICE_SMOOTHING, Kernels, VoxelLabels, raw, wrap};
+
 /// Smallest probability whose logarithm is taken after merging classes.
 const TINY: f64 = 1e-12;
 
 /// Labels of a batch, ready for the loss.
 pub struct Target<B: Backend> {
-    /// One-hot, `[batch, classes, voxels]`.
-    one_hot: Tensor<B, 3>,
+    labels: VoxelLabels,
+    batch: usize,
+    classes: usize,
+    device: B::Device,
     /// 1 where a class counts as background because it was not annotated in that case: `[batch, classes, 1]`.
     merged: Option<Tensor<B, 3>>,
-    /// `[depth, height, width]`.
-    size: [usize; 3],
 }
 
 impl<B: Backend> Target<B> {
@@ -33,14 +33,6 @@ impl<B: Backend> Target<B> {
     ) -> Self {
         let batch = annotated.len();
         let classes = annotated.first().map_or(0, Vec::len);
-        let voxels: usize = size.iter().product();
-        let mut one_hot = vec![0f32; batch * classes * voxels];
-        for (b, sample) in labels.chunks_exact(voxels).enumerate() {
-            for (v, &label) in sample.iter().enumerate() {
-                let class = usize::from(label).min(classes - 1);
-                one_hot[(b * classes + class) * voxels + v] = 1.0;
-            }
-        }
         let partial = annotated.iter().any(|known| known[1..].contains(&false));
         let merged = partial.then(|| {
             let values = annotated
@@ -51,13 +43,26 @@ impl<B: Backend> Target<B> {
                 .collect::<Vec<_>>();
             Tensor::from_data(TensorData::new(values, [batch, classes, 1]), device)
         });
-        let one_hot = Tensor::from_data(TensorData::new(one_hot, [batch, classes, voxels]), device);
-        Self { one_hot, merged, size }
+        let last = (classes.max(1) - 1) as u8;
+        let labels = VoxelLabels { classes: labels.iter().map(|&label| label.min(last)).collect(), size };
+        Self { labels, batch, classes, device: device.clone(), merged }
+    }
+
+    /// `[batch, classes, voxels]`.
+    fn one_hot(&self) -> Tensor<B, 3> {
+        let voxels: usize = self.labels.size.iter().product();
+        let mut values = vec![0f32; self.batch * self.classes * voxels];
+        for (b, sample) in self.labels.classes.chunks_exact(voxels).enumerate() {
+            for (v, &label) in sample.iter().enumerate() {
+                values[(b * self.classes + usize::from(label)) * voxels + v] = 1.0;
+            }
+        }
+        Tensor::from_data(TensorData::new(values, [self.batch, self.classes, voxels]), &self.device)
     }
 }
 
 /// Weighted loss over the scales, finest first, each `[batch, classes, d, h, w]`. Returns `[1]`.
-pub fn deep_supervised<B: Backend>(logits: &[Tensor<B, 5>], target: &Target<B>) -> Tensor<B, 1> {
+pub fn deep_supervised<B: Kernels>(logits: &[Tensor<B, 5>], target: &Target<B>) -> Tensor<B, 1> {
     let weights: Vec<f64> = (0..logits.len()).map(|i| 0.5f64.powi(i as i32)).collect();
     let total: f64 = weights.iter().sum();
     logits
@@ -65,20 +70,30 @@ pub fn deep_supervised<B: Backend>(logits: &[Tensor<B, 5>], target: &Target<B>) 
         .zip(weights)
         .map(|(scale, weight)| dice_and_cross_entropy(scale.clone(), target) * (weight / total))
         .reduce(|a, b| a + b)
-        .unwrap_or_else(|| Tensor::zeros([1], &target.one_hot.device()))
+        .unwrap_or_else(|| Tensor::zeros([1], &target.device))
 }
 
 /// 0.5 Dice + 0.5 cross entropy of logits `[batch, classes, d, h, w]`, upsampled to the label's size first.
-pub fn dice_and_cross_entropy<B: Backend>(
+pub fn dice_and_cross_entropy<B: Kernels>(
     logits: Tensor<B, 5>,
     target: &Target<B>,
 ) -> Tensor<B, 1> {
-    let logits = upsample(logits, target.size);
+    if target.merged.is_none()
+        && let Some(loss) = B::dice_cross_entropy_loss(raw(logits.clone()), &target.labels)
+    {
+        return wrap(loss);
+    }
+    composed(logits, target)
+}
+
+/// [`dice_and_cross_entropy`] of burn's operations, for backends without the kernel and for unknown classes.
+fn composed<B: Backend>(logits: Tensor<B, 5>, target: &Target<B>) -> Tensor<B, 1> {
+    let logits = upsample(logits, target.labels.size);
     let [batch, classes, d, h, w] = logits.dims();
     let voxels = d * h * w;
     let log_p = activation::log_softmax(logits.reshape([batch, classes, voxels]), 1);
     let p = log_p.clone().exp();
-    let y = target.one_hot.clone();
+    let y = target.one_hot();
     let count = (batch * voxels) as f64;
     let Some(merged) = &target.merged else {
         let cross_entropy = (y.clone() * log_p).sum() * (-1.0 / count);
@@ -109,7 +124,7 @@ fn dice_loss<B: Backend>(
     };
     let pooled = |t: Tensor<B, 3>| t.sum_dim(2).sum_dim(0).flatten::<1>(0, 2);
     let overlap = pooled(p.clone() * y.clone());
-    let dice = (overlap * 2.0 + SMOOTHING) / (pooled(p) + pooled(y) + SMOOTHING);
+    let dice = (overlap * 2.0 + DICE_SMOOTHING) / (pooled(p) + pooled(y) + DICE_SMOOTHING);
     match counted {
         None => dice.mean().neg() + 1.0,
         Some(counted) => {
@@ -196,6 +211,22 @@ mod tests {
         let unknown = loss(logits, &[0, 1], &[true, true, false]);
         assert!(strict > 20.0, "{strict}");
         assert!(unknown.abs() < 1e-3, "{unknown}");
+    }
+
+    #[test]
+    fn the_kernel_and_the_composition_agree() {
+        let device = Default::default();
+        let size = [4, 8, 8];
+        let mut rng = crate::rng::Rng::new(4);
+        let labels: Vec<u8> = (0..2 * 256).map(|_| rng.below(3) as u8).collect();
+        let target = Target::<Flex>::new(&labels, size, &[vec![true; 3], vec![true; 3]], &device);
+        for shape in [[2, 3, 4, 8, 8], [2, 3, 4, 4, 4], [2, 3, 1, 2, 2]] {
+            let values: Vec<f32> = (0..shape.iter().product()).map(|_| rng.normal() as f32).collect();
+            let logits = Tensor::from_data(TensorData::new(values, shape), &device);
+            let fused = dice_and_cross_entropy(logits.clone(), &target).into_scalar();
+            let plain = composed(logits, &target).into_scalar();
+            assert!((fused - plain).abs() < 1e-5, "{fused} {plain}");
+        }
     }
 
     #[test]

@@ -5,6 +5,7 @@ pub mod convert;
 mod engine;
 mod error;
 mod infer;
+#[doc(hidden)] // public for tests/bench/kernels.rs alone
 pub mod kernels;
 mod loss;
 mod manifest;

@@ -15,7 +15,7 @@ use super::convert::largest_difference;
 use super::loss::{Target, deep_supervised, dice_and_cross_entropy};
 use super::pct_net::{DropoutStream, Mode, PctNet, PctNetConfig};
 use super::train::adam;
-use super::weights::{HostTensor, State, export, import, parse, read_checkpoint, to_f32};
+use super::weights::{HostTensor, State, export, import, parse, read_checkpoint};
 
 fn shared(path: &str) -> Option<PathBuf> {
     let root = std::env::var_os("FEWLABEL_SHARED")

@@ -54,6 +54,9 @@ pub struct InferResult {
     pub file: Option<PathBuf>,
     /// `label_names`, `latencies`, `centroids`, `model_version` and the like, for the client.
     pub params: Value,
+    /// Why the image cannot be used; then there is nothing else.
+    #[serde(default)]
+    pub refused: Option<String>,
 }
 
 /// Which images of the project a batch takes.

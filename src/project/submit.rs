@@ -215,7 +215,7 @@ fn read_raw(path: &std::path::Path, image: &Geometry) -> Result<LabelFile, Proje
     }
     let layer = std::fs::read(path)?.into_iter().map(u16::from).collect();
     Ok(LabelFile {
-        geometry: image.clone(),
+        geometry: *image,
         layers: vec![layer],
         segments: Vec::new(),
         warnings: Vec::new(),
@@ -241,7 +241,7 @@ fn on_grid(file: LabelFile, image: &Geometry) -> Result<LabelFile, ProjectError>
             .map(|layer| paste(layer, file.geometry.shape(), offset, image.shape()))
             .collect();
         return Ok(LabelFile {
-            geometry: image.clone(),
+            geometry: *image,
             layers,
             ..file
         });

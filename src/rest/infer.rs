@@ -178,6 +178,9 @@ pub async fn infer(
 
 async fn answer(result: Value, output: Output) -> Result<Response, ApiError> {
     let result = InferResult::deserialize(result).map_err(|error| ApiError::internal(&error))?;
+    if let Some(reason) = result.refused {
+        return Err(ApiError::new(axum::http::StatusCode::UNPROCESSABLE_ENTITY, "bad_image", &reason));
+    }
     let file = match result.file {
         Some(path) => {
             Some(TempPath::try_from_path(path).map_err(|error| ApiError::internal(&error))?)

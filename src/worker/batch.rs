@@ -23,11 +23,11 @@ impl Worker {
             }
             let proposal = match self.propose(&version, &image.path, &Budget::default(), request.largest_cc, reporter) {
                 Ok(proposal) => proposal,
-                Err(Failure::Error(reason)) => {
-                    reporter.line(format!("{}: left out: {reason}", image.id));
+                Err(Failure::Image(error)) => {
+                    reporter.line(format!("{}: left out: {error}", image.id));
                     continue;
                 }
-                Err(Failure::Stopped) => return Err(Failure::Stopped),
+                Err(failure) => return Err(failure),
             };
             let file = scratch.join(format!("batch-{}{}", uuid::Uuid::now_v7(), LabelFormat::NiftiGz.suffix()));
             write_label(&file, &proposal.segmentation.labels, &names, LabelFormat::NiftiGz)?;

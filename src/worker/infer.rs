@@ -49,9 +49,12 @@ impl Worker {
             ImageSource::File { path } => (path.clone(), Budget { follow_files: false, ..Budget::default() }),
         };
         if path.is_dir() {
-            return Err(Failure::Error("a series of several files cannot be read yet; send one NIfTI or NRRD file".into()));
+            return refused("a series of several files cannot be read yet; send one NIfTI or NRRD file".to_owned());
         }
-        let mut proposal = self.propose(&version, &path, &budget, request.largest_cc, reporter)?;
+        let mut proposal = match self.propose(&version, &path, &budget, request.largest_cc, reporter) {
+            Err(Failure::Image(error)) => return refused(format!("the image is refused: {error}")),
+            proposal => proposal?,
+        };
         let post = Instant::now();
         let labels = &mut proposal.segmentation.labels;
         let names = self.project.schema().values();
@@ -96,7 +99,7 @@ impl Worker {
         if let (Some(tag), ImageSource::Study { id }) = (&request.save_label, &request.image) {
             self.keep(id, tag, &file, &version, &params)?;
         }
-        Ok(serde_json::to_value(InferResult { file: Some(file), params })?)
+        Ok(serde_json::to_value(InferResult { file: Some(file), params, refused: None })?)
     }
 
     /// The version asked for, or the live one.
@@ -126,7 +129,7 @@ impl Worker {
         reporter: &Reporter,
     ) -> Result<Proposal, Failure> {
         let read = Instant::now();
-        let scan = read_scan(image, budget)?;
+        let scan = read_scan(image, budget).map_err(Failure::Image)?;
         let read_s = read.elapsed().as_secs_f64();
         let segmenter = self.models.get(version, self.device)?;
         let segmentation = segmenter.segment(&scan.volume, &mut |_, _| reporter.flow());
@@ -165,6 +168,11 @@ impl Worker {
     }
 }
 
+/// The answer to an image that cannot be used: the sender's matter, not a failure of the work.
+fn refused(reason: String) -> Outcome {
+    Ok(serde_json::to_value(InferResult { file: None, params: Value::Null, refused: Some(reason) })?)
+}
+
 /// Centre voxel of each structure that is there, `{"label_1": ["1", "x", "y", "z"]}` with file indices as text, which is
 /// the shape that clients know.
 fn centroids(labels: &Volume<u16>, names: &[(u16, String)]) -> Value {
@@ -194,7 +202,7 @@ mod tests {
     fn centroids_are_file_indices() {
         let geometry = Geometry::new([2, 3, 4], [0.0; 3], [[0.0, 0.0, 1.0], [0.0, 1.0, 0.0], [1.0, 0.0, 0.0]]).unwrap();
         let mut voxels = vec![0; 24];
-        voxels[(1 * 3 + 2) * 4 + 3] = 2;
+        voxels[(3 + 2) * 4 + 3] = 2;
         let labels = Volume::new(geometry, voxels).unwrap();
         let names = [(1, "a".to_owned()), (2, "b".to_owned())];
         assert_eq!(centroids(&labels, &names), json!({"label_2": ["2", "3", "2", "1"]}));

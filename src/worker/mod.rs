@@ -21,6 +21,7 @@ use std::time::Duration;
 use serde_json::Value;
 use tokio::runtime::Runtime;
 
+use crate::imaging::ImagingError;
 use crate::model::DeviceChoice;
 use crate::project::{Claimed, Finish, JobKind, Project, ProjectError, StoreError};
 
@@ -35,6 +36,8 @@ const POLL: Duration = Duration::from_millis(25);
 enum Failure {
     /// It was stopped, or its lease was lost.
     Stopped,
+    /// The image cannot be used.
+    Image(ImagingError),
     /// What to tell the client.
     Error(String),
 }
@@ -140,10 +143,16 @@ impl Worker {
         let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| self.work(&claimed, &reporter)))
             .unwrap_or_else(|_| Err(Failure::Error("internal error: the worker's log has the details".to_owned())));
         beating.abort();
+        let ending = self.ending.load(Ordering::Relaxed);
+        if ending && matches!(outcome, Err(Failure::Stopped)) && reporter.flow().is_continue() {
+            // Nobody stopped this job: the server goes down. Its lease ends, and the next worker takes it up.
+            return Ok(true);
+        }
         let shown = std::mem::take(&mut *reporter.shown());
         let finish = match outcome {
             Ok(result) => Finish::Done(result),
             Err(Failure::Stopped) => Finish::Stopped,
+            Err(Failure::Image(error)) => Finish::Error(error.to_string()),
             Err(Failure::Error(reason)) => Finish::Error(reason),
         };
         self.runtime.block_on(async {

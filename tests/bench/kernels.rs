@@ -1,5 +1,7 @@
 //! Rates of the CPU kernels. `cargo bench --bench kernels [-- filter]`: each line is the best of several runs.
 
+#![allow(unsafe_code)] // the machine's peak is measured with its own instructions
+
 use fewlabel::model::kernels::cpu::conv3d::*;
 use std::hint::black_box;
 use std::time::Instant;

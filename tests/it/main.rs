@@ -1,3 +1,21 @@
-//! One integration binary; files mirror routes and commands.
+//! One integration binary; the files mirror routes and commands.
 
+#![allow(clippy::unwrap_used, clippy::expect_used)] // tests fail by panicking
+
+mod support;
+
+mod cli_serve;
+mod convert;
+mod faults;
 mod formats;
+mod infer;
+mod layering;
+mod python_client;
+mod rest_activelearning;
+mod rest_datastore;
+mod rest_general;
+mod rest_infer;
+mod rest_info;
+mod rest_model;
+mod rest_session;
+mod rest_train;

@@ -60,7 +60,7 @@ mod tests {
     fn weights_are_largest_in_the_middle() {
         let weights = gaussian([4, 4, 4]);
         assert_eq!(weights.len(), 64);
-        let middle = weights[(1 * 4 + 1) * 4 + 1];
+        let middle = weights[(4 + 1) * 4 + 1];
         assert!(weights.iter().all(|&w| w > 0.0 && w <= middle));
         assert_eq!(weights[0], weights[63]);
     }

@@ -8,7 +8,7 @@ use burn::backend::autodiff::{
 };
 use burn::tensor::{backend::Backend, ops::FloatTensor};
 
-use super::{Kernels, plain};
+use super::{AttentionLayout, Kernels, RowIndex, VoxelLabels, plain, raw, wrap};
 
 fn register<B: Backend>(grads: &mut Gradients, node: Option<NodeId>, value: FloatTensor<B>) {
     if let Some(node) = node {
@@ -139,21 +139,104 @@ unary!(ExactGelu, NodeId, |kept, x, grad| B::exact_gelu_grad(kept(x), grad));
 unary!(MaxPool, (NodeId, bool), |kept, state, grad| B::max_pool_grad(kept(state.0), state.1, grad));
 
 #[derive(Debug)]
-struct Softmax;
+struct SwapRows;
 
-impl<B: Kernels> Backward<B, 1> for Softmax {
-    /// The result.
-    type State = FloatTensor<B>;
+impl<B: Kernels> Backward<B, 1> for SwapRows {
+    type State = ();
+
+    fn backward(self, ops: Ops<(), 1>, grads: &mut Gradients, _: &mut Checkpointer) {
+        let grad = grads.consume::<B>(&ops.node);
+        let [node] = ops.parents;
+        register::<B>(grads, node.map(|n| n.id), B::swap_rows(grad));
+    }
+}
+
+#[derive(Debug)]
+struct GatherRows;
+
+impl<B: Kernels> Backward<B, 1> for GatherRows {
+    type State = RowIndex;
+
+    fn backward(self, ops: Ops<RowIndex, 1>, grads: &mut Gradients, _: &mut Checkpointer) {
+        let grad = grads.consume::<B>(&ops.node);
+        let [node] = ops.parents;
+        register::<B>(grads, node.map(|n| n.id), B::gather_rows(grad, &ops.state.inverse()));
+    }
+}
+
+#[derive(Debug)]
+struct Linear;
+
+impl<B: Kernels> Backward<B, 3> for Linear {
+    /// The input and the weight.
+    type State = (NodeId, NodeId);
 
     fn backward(
         self,
-        ops: Ops<Self::State, 1>,
+        ops: Ops<Self::State, 3>,
         grads: &mut Gradients,
-        _checkpointer: &mut Checkpointer,
+        checkpointer: &mut Checkpointer,
     ) {
         let grad = grads.consume::<B>(&ops.node);
+        let x = checkpointer.retrieve_node_output(ops.state.0);
+        let weight = checkpointer.retrieve_node_output(ops.state.1);
+        let values = B::row_linear_grad(x, weight, grad);
+        for (node, value) in ops.parents.into_iter().zip(values) {
+            register::<B>(grads, node.map(|n| n.id), value);
+        }
+    }
+}
+
+#[derive(Debug)]
+struct WindowAttention;
+
+impl<B: Kernels> Backward<B, 2> for WindowAttention {
+    /// `qkv`, the bias, and the layout. The weights are computed again: they would be by far the largest tensor kept.
+    type State = (NodeId, NodeId, AttentionLayout);
+
+    fn backward(
+        self,
+        ops: Ops<Self::State, 2>,
+        grads: &mut Gradients,
+        checkpointer: &mut Checkpointer,
+    ) {
+        let grad = grads.consume::<B>(&ops.node);
+        let qkv = checkpointer.retrieve_node_output(ops.state.0);
+        let bias = checkpointer.retrieve_node_output(ops.state.1);
+        let values = B::window_attention_grad(qkv, bias, &ops.state.2, grad);
+        for (node, value) in ops.parents.into_iter().zip(values) {
+            register::<B>(grads, node.map(|n| n.id), value);
+        }
+    }
+}
+
+#[derive(Debug)]
+struct BlocksToSpace;
+
+impl<B: Kernels> Backward<B, 2> for BlocksToSpace {
+    /// The kernel.
+    type State = [usize; 3];
+
+    fn backward(self, ops: Ops<Self::State, 2>, grads: &mut Gradients, _: &mut Checkpointer) {
+        let grad = grads.consume::<B>(&ops.node);
+        let [x_node, bias_node] = ops.parents;
+        register::<B>(grads, bias_node.map(|n| n.id), B::channel_sum(grad.clone()));
+        register::<B>(grads, x_node.map(|n| n.id), B::blocks_to_space_grad(grad, ops.state));
+    }
+}
+
+#[derive(Debug)]
+struct DiceCrossEntropy;
+
+impl<B: Kernels> Backward<B, 1> for DiceCrossEntropy {
+    /// The gradient of the logits for a gradient of 1.
+    type State = FloatTensor<B>;
+
+    fn backward(self, ops: Ops<Self::State, 1>, grads: &mut Gradients, _: &mut Checkpointer) {
+        let grad = wrap::<B, 1>(grads.consume::<B>(&ops.node));
         let [node] = ops.parents;
-        register::<B>(grads, node.map(|n| n.id), B::attention_softmax_grad(ops.state, grad));
+        let logits_grad = wrap::<B, 5>(ops.state) * grad.reshape([1, 1, 1, 1, 1]);
+        register::<B>(grads, node.map(|n| n.id), raw(logits_grad));
     }
 }
 
@@ -259,11 +342,76 @@ impl<B: Kernels, C: CheckpointStrategy> Kernels for Autodiff<B, C> {
         }
     }
 
-    fn attention_softmax(x: FloatTensor<Self>) -> FloatTensor<Self> {
-        let y = B::attention_softmax(x.primitive.clone());
-        match Softmax.prepare::<C>([x.node.clone()]).compute_bound().stateful() {
-            OpsKind::Tracked(prep) => prep.finish(y.clone(), y),
+    fn row_linear(
+        x: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        bias: FloatTensor<Self>,
+    ) -> FloatTensor<Self> {
+        let nodes = [x.node.clone(), weight.node.clone(), bias.node.clone()];
+        match Linear.prepare::<C>(nodes).compute_bound().stateful() {
+            OpsKind::Tracked(mut prep) => {
+                let state = (prep.checkpoint(&x), prep.checkpoint(&weight));
+                prep.finish(state, B::row_linear(x.primitive, weight.primitive, bias.primitive))
+            }
+            OpsKind::UnTracked(prep) => {
+                prep.finish(B::row_linear(x.primitive, weight.primitive, bias.primitive))
+            }
+        }
+    }
+
+    fn swap_rows(x: FloatTensor<Self>) -> FloatTensor<Self> {
+        SwapRows
+            .prepare::<C>([x.node.clone()])
+            .compute_bound()
+            .stateless(B::swap_rows(x.primitive))
+    }
+
+    fn gather_rows(x: FloatTensor<Self>, index: &RowIndex) -> FloatTensor<Self> {
+        let y = B::gather_rows(x.primitive, index);
+        match GatherRows.prepare::<C>([x.node]).compute_bound().stateful() {
+            OpsKind::Tracked(prep) => prep.finish(index.clone(), y),
             OpsKind::UnTracked(prep) => prep.finish(y),
         }
+    }
+
+    fn window_attention(
+        qkv: FloatTensor<Self>,
+        bias: FloatTensor<Self>,
+        layout: &AttentionLayout,
+    ) -> FloatTensor<Self> {
+        let nodes = [qkv.node.clone(), bias.node.clone()];
+        match WindowAttention.prepare::<C>(nodes).compute_bound().stateful() {
+            OpsKind::Tracked(mut prep) => {
+                let state = (prep.checkpoint(&qkv), prep.checkpoint(&bias), layout.clone());
+                prep.finish(state, B::window_attention(qkv.primitive, bias.primitive, layout))
+            }
+            OpsKind::UnTracked(prep) => {
+                prep.finish(B::window_attention(qkv.primitive, bias.primitive, layout))
+            }
+        }
+    }
+
+    fn blocks_to_space(
+        x: FloatTensor<Self>,
+        bias: FloatTensor<Self>,
+        kernel: [usize; 3],
+    ) -> FloatTensor<Self> {
+        let y = B::blocks_to_space(x.primitive, bias.primitive, kernel);
+        match BlocksToSpace.prepare::<C>([x.node, bias.node]).compute_bound().stateful() {
+            OpsKind::Tracked(prep) => prep.finish(kernel, y),
+            OpsKind::UnTracked(prep) => prep.finish(y),
+        }
+    }
+
+    fn dice_cross_entropy_loss(
+        logits: FloatTensor<Self>,
+        labels: &VoxelLabels,
+    ) -> Option<FloatTensor<Self>> {
+        let (loss, grad) = B::dice_cross_entropy(logits.primitive, labels)?;
+        let prepared = DiceCrossEntropy.prepare::<C>([logits.node]).compute_bound().stateful();
+        Some(match prepared {
+            OpsKind::Tracked(prep) => prep.finish(grad, loss),
+            OpsKind::UnTracked(prep) => prep.finish(loss),
+        })
     }
 }

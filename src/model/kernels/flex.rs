@@ -1,10 +1,13 @@
 //! [`Kernels`](super::Kernels) on the CPU: burn's flex tensors in and out of the slices of [`cpu`](super::cpu).
 
-use burn::tensor::TensorData;
+use burn::tensor::{TensorData, ops::FloatTensorOps};
 use burn_flex::{Flex, FlexTensor};
 
-use super::cpu::{batch_norm, conv3d, gelu, layer_norm, pool, softmax};
-use super::{Kernels, NORM_EPSILON, NormPreluGrads};
+use super::cpu::dice_cross_entropy::dice_cross_entropy;
+use super::cpu::{batch_norm, conv3d, gelu, layer_norm, pool, tokens, upsample, window_attention};
+use super::{
+    AttentionLayout, DICE_SMOOTHING, Kernels, MASKED, NORM_EPSILON, NormPreluGrads, RowIndex, VoxelLabels,
+};
 
 /// A contiguous tensor whose values can be borrowed.
 struct Host {
@@ -108,6 +111,12 @@ impl Kernels for Flex {
         let inputs = [(x.values(), shape.in_channels)];
         let (weight, bias) = conv3d::conv3d_backward_weights(&inputs, grad.values(), None, shape);
         (tensor(weight, &weight_shape), vector(bias))
+    }
+
+    fn channel_sum(x: FlexTensor) -> FlexTensor {
+        let x = Host::new(x);
+        let shape = x.norm_shape();
+        vector(tokens::sum_channels(x.values(), shape.channels, shape.voxels))
     }
 
     fn batch_norm_prelu(
@@ -226,14 +235,130 @@ impl Kernels for Flex {
         tensor(gelu::gelu_backward(x.values(), grad.values()), &x.shape)
     }
 
-    fn attention_softmax(x: FlexTensor) -> FlexTensor {
-        let x = Host::new(x);
-        tensor(softmax::softmax(x.values(), x.shape[x.shape.len() - 1]), &x.shape)
+    fn row_linear(x: FlexTensor, weight: FlexTensor, bias: FlexTensor) -> FlexTensor {
+        let shape = x.layout().shape().to_vec();
+        let (out, input) = (weight.layout().shape()[0], weight.layout().shape()[1]);
+        let x = x.to_contiguous().reshape([shape[0] * shape[1], input].into());
+        let mut y = Flex::float_matmul(x, weight.transpose(0, 1)).to_contiguous();
+        let bias = Host::new(bias);
+        match y.try_storage_mut::<f32>() {
+            Some(values) => tokens::add_row_bias(values, bias.values()),
+            None => unreachable!("a fresh matrix product has one owner"),
+        }
+        y.reshape([shape[0], shape[1], out].into())
     }
 
-    fn attention_softmax_grad(y: FlexTensor, grad: FlexTensor) -> FlexTensor {
-        let (y, grad) = (Host::new(y), Host::new(grad));
-        let rows = y.shape[y.shape.len() - 1];
-        tensor(softmax::softmax_backward(y.values(), grad.values(), rows), &y.shape)
+    fn row_linear_grad(x: FlexTensor, weight: FlexTensor, grad: FlexTensor) -> [FlexTensor; 3] {
+        let shape = x.layout().shape().to_vec();
+        let (out, input) = (weight.layout().shape()[0], weight.layout().shape()[1]);
+        let rows = shape[0] * shape[1];
+        let x = x.to_contiguous().reshape([rows, input].into());
+        let grad = grad.to_contiguous().reshape([rows, out].into());
+        let bias_grad = tokens::sum_rows(Host::new(grad.clone()).values(), out);
+        let weight_grad = Flex::float_matmul(grad.transpose(0, 1), x);
+        let x_grad = Flex::float_matmul(grad, weight);
+        [x_grad.reshape(shape.into()), weight_grad, vector(bias_grad)]
     }
+
+    fn swap_rows(x: FlexTensor) -> FlexTensor {
+        let x = Host::new(x);
+        let [a, b, c] = [x.shape[0], x.shape[1], x.shape[2]];
+        tensor(tokens::transpose(x.values(), b, c), &[a, c, b])
+    }
+
+    fn gather_rows(x: FlexTensor, index: &RowIndex) -> FlexTensor {
+        let x = Host::new(x);
+        let (batch, channels) = (x.shape[0], x.shape[2]);
+        let y = tokens::gather_rows(x.values(), batch, channels, &index.from);
+        tensor(y, &[batch, index.from.len(), channels])
+    }
+
+    fn window_attention(qkv: FlexTensor, bias: FlexTensor, layout: &AttentionLayout) -> FlexTensor {
+        let (qkv, bias) = (Host::new(qkv), Host::new(bias));
+        let (shape, attention) = attention(&qkv, &bias, layout);
+        let parts = tokens::split_heads(qkv.values(), shape.tokens, 3, shape.heads, shape.dim);
+        let (y, _) = window_attention::window_attention(&parts[0], &parts[1], &parts[2], attention, shape);
+        let y = tokens::merge_heads(&[&y], shape.tokens, shape.heads, shape.dim);
+        tensor(y, &[shape.windows, shape.tokens, shape.heads * shape.dim])
+    }
+
+    fn window_attention_grad(
+        qkv: FlexTensor,
+        bias: FlexTensor,
+        layout: &AttentionLayout,
+        grad: FlexTensor,
+    ) -> [FlexTensor; 2] {
+        let [qkv, bias, grad] = [qkv, bias, grad].map(Host::new);
+        let (shape, attention) = attention(&qkv, &bias, layout);
+        let (tokens_, heads, dim) = (shape.tokens, shape.heads, shape.dim);
+        let parts = tokens::split_heads(qkv.values(), tokens_, 3, heads, dim);
+        let [q, k, v] = [&parts[0], &parts[1], &parts[2]];
+        let (y, logs) = window_attention::window_attention(q, k, v, attention, shape);
+        let dy = tokens::split_heads(grad.values(), tokens_, 1, heads, dim);
+        let out = window_attention::window_attention_backward(q, k, v, &y, &logs, &dy[0], attention, shape);
+        let qkv_grad = tokens::merge_heads(&[&out.dq, &out.dk, &out.dv], tokens_, heads, dim);
+        [tensor(qkv_grad, &qkv.shape), tensor(out.dbias, &bias.shape)]
+    }
+
+    fn blocks_to_space(x: FlexTensor, bias: FlexTensor, kernel: [usize; 3]) -> FlexTensor {
+        let (x, bias) = (Host::new(x), Host::new(bias));
+        let map = [x.shape[2], x.shape[3], x.shape[4]];
+        let out = x.shape[1] / kernel.iter().product::<usize>();
+        let y = tokens::blocks_to_space(x.values(), out, kernel, map, bias.values());
+        let [d, h, w] = [0, 1, 2].map(|axis| map[axis] * kernel[axis]);
+        tensor(y, &[x.shape[0], out, d, h, w])
+    }
+
+    fn blocks_to_space_grad(grad: FlexTensor, kernel: [usize; 3]) -> FlexTensor {
+        let grad = Host::new(grad);
+        let map = [0, 1, 2].map(|axis| grad.shape[axis + 2] / kernel[axis]);
+        let taps: usize = kernel.iter().product();
+        let x = tokens::space_to_blocks(grad.values(), kernel, map);
+        tensor(x, &[grad.shape[0], grad.shape[1] * taps, map[0], map[1], map[2]])
+    }
+
+    fn dice_cross_entropy(
+        logits: FlexTensor,
+        labels: &VoxelLabels,
+    ) -> Option<(FlexTensor, FlexTensor)> {
+        let logits = Host::new(logits);
+        let (batch, classes) = (logits.shape[0], logits.shape[1]);
+        let size = [logits.shape[2], logits.shape[3], logits.shape[4]];
+        if [0, 1, 2].into_iter().any(|axis| !labels.size[axis].is_multiple_of(size[axis])) {
+            return None;
+        }
+        let factors = [0, 1, 2].map(|axis| labels.size[axis] / size[axis]);
+        let voxels: usize = labels.size.iter().product();
+        let shape = upsample::UpsampleShape { volumes: batch * classes, size, factors };
+        let smoothing = DICE_SMOOTHING;
+        let (loss, grad) = if factors == [1, 1, 1] {
+            dice_cross_entropy(logits.values(), &labels.classes, classes, voxels, smoothing)
+        } else {
+            let fine = upsample::upsample(logits.values(), shape);
+            let (loss, grad) = dice_cross_entropy(&fine, &labels.classes, classes, voxels, smoothing);
+            (loss, upsample::upsample_backward(&grad, shape))
+        };
+        Some((vector(vec![loss]), tensor(grad, &logits.shape)))
+    }
+}
+
+/// Sizes and score terms of an attention over `qkv` `[windows, tokens, 3 * heads * dim]`.
+fn attention<'a>(
+    qkv: &Host,
+    bias: &'a Host,
+    layout: &'a AttentionLayout,
+) -> (window_attention::AttentionShape, window_attention::AttentionBias<'a>) {
+    let shape = window_attention::AttentionShape {
+        windows: qkv.shape[0],
+        heads: layout.heads,
+        tokens: qkv.shape[1],
+        dim: qkv.shape[2] / 3 / layout.heads,
+    };
+    let terms = window_attention::AttentionBias {
+        scale: (shape.dim as f32).powf(-0.5),
+        bias: bias.values(),
+        regions: layout.regions.as_deref(),
+        masked: MASKED,
+    };
+    (shape, terms)
 }

@@ -2,12 +2,12 @@
 //! faster versions are tested against.
 
 use burn::tensor::{
-    Tensor,
+    Int, Tensor, TensorData,
     backend::Backend,
     ops::{ConvOptions, FloatTensor},
 };
 
-use super::{NORM_EPSILON, NormPreluGrads, raw, wrap};
+use super::{AttentionLayout, MASKED, NORM_EPSILON, NormPreluGrads, RowIndex, raw, wrap};
 
 fn same_padding<B: Backend>(weight: &Tensor<B, 5>) -> ConvOptions<3> {
     let [_, _, kd, kh, kw] = weight.dims();
@@ -210,16 +210,149 @@ pub fn exact_gelu_grad<B: Backend>(x: FloatTensor<B>, grad: FloatTensor<B>) -> F
     raw(wrap::<B, 3>(grad) * (normal_cdf(x.clone()) + x * density))
 }
 
-/// See [`Kernels::attention_softmax`](super::Kernels::attention_softmax).
-pub fn attention_softmax<B: Backend>(x: FloatTensor<B>) -> FloatTensor<B> {
-    raw(burn::tensor::activation::softmax(wrap::<B, 4>(x), 3))
+/// See [`Kernels::row_linear`](super::Kernels::row_linear).
+pub fn row_linear<B: Backend>(
+    x: FloatTensor<B>,
+    weight: FloatTensor<B>,
+    bias: FloatTensor<B>,
+) -> FloatTensor<B> {
+    let (x, weight) = (wrap::<B, 3>(x), wrap::<B, 2>(weight));
+    let [a, b, input] = x.dims();
+    let [output, _] = weight.dims();
+    let y = x.reshape([a * b, input]).matmul(weight.transpose());
+    raw((y + wrap::<B, 1>(bias).unsqueeze()).reshape([a, b, output]))
 }
 
-/// See [`Kernels::attention_softmax_grad`](super::Kernels::attention_softmax_grad).
-pub fn attention_softmax_grad<B: Backend>(y: FloatTensor<B>, grad: FloatTensor<B>) -> FloatTensor<B> {
-    let (y, grad) = (wrap::<B, 4>(y), wrap::<B, 4>(grad));
-    let along = (y.clone() * grad.clone()).sum_dim(3);
-    raw(y * (grad - along))
+/// See [`Kernels::row_linear_grad`](super::Kernels::row_linear_grad).
+pub fn row_linear_grad<B: Backend>(
+    x: FloatTensor<B>,
+    weight: FloatTensor<B>,
+    grad: FloatTensor<B>,
+) -> [FloatTensor<B>; 3] {
+    let (x, weight, grad) = (wrap::<B, 3>(x), wrap::<B, 2>(weight), wrap::<B, 3>(grad));
+    let [a, b, input] = x.dims();
+    let [output, _] = weight.dims();
+    let (x, grad) = (x.reshape([a * b, input]), grad.reshape([a * b, output]));
+    let bias_grad = grad.clone().sum_dim(0).reshape([output]);
+    let weight_grad = grad.clone().transpose().matmul(x);
+    let x_grad = grad.matmul(weight).reshape([a, b, input]);
+    [raw(x_grad), raw(weight_grad), raw(bias_grad)]
+}
+
+/// See [`Kernels::swap_rows`](super::Kernels::swap_rows).
+pub fn swap_rows<B: Backend>(x: FloatTensor<B>) -> FloatTensor<B> {
+    raw(wrap::<B, 3>(x).swap_dims(1, 2))
+}
+
+/// See [`Kernels::gather_rows`](super::Kernels::gather_rows). The row of zeros is appended to the old ones.
+pub fn gather_rows<B: Backend>(x: FloatTensor<B>, index: &RowIndex) -> FloatTensor<B> {
+    let x = wrap::<B, 3>(x);
+    let [batch, rows, channels] = x.dims();
+    let device = x.device();
+    let with_zero = Tensor::cat(vec![x, Tensor::zeros([batch, 1, channels], &device)], 1);
+    let from: Vec<i32> = index.from.iter().map(|&row| row.min(rows as u32) as i32).collect();
+    let len = from.len();
+    let from = Tensor::<B, 1, Int>::from_data(TensorData::new(from, [len]), &device);
+    raw(with_zero.select(1, from))
+}
+
+/// Query, key and value `[windows, heads, tokens, dim]`, and the attention weights `[windows, heads, tokens, tokens]`.
+fn attention_parts<B: Backend>(
+    qkv: FloatTensor<B>,
+    bias: FloatTensor<B>,
+    layout: &AttentionLayout,
+) -> ([Tensor<B, 4>; 3], Tensor<B, 4>) {
+    let qkv = wrap::<B, 3>(qkv);
+    let [windows, tokens, channels] = qkv.dims();
+    let (heads, dim) = (layout.heads, channels / 3 / layout.heads);
+    let device = qkv.device();
+    let qkv = qkv.reshape([windows, tokens, 3, heads, dim]).permute([2, 0, 3, 1, 4]);
+    let parts = [0, 1, 2]
+        .map(|i| qkv.clone().narrow(0, i, 1).reshape([windows, heads, tokens, dim]));
+    let [q, k, _] = &parts;
+    let scores = (q.clone() * (dim as f64).powf(-0.5)).matmul(k.clone().swap_dims(2, 3));
+    let mut scores = scores + wrap::<B, 3>(bias).unsqueeze();
+    if let Some(regions) = &layout.regions {
+        let per_sample = regions.len() / tokens;
+        let mut mask = Vec::with_capacity(regions.len() * tokens);
+        for window in regions.chunks_exact(tokens) {
+            for a in window {
+                mask.extend(window.iter().map(|b| if a == b { 0.0 } else { MASKED }));
+            }
+        }
+        let mask = TensorData::new(mask, [1, per_sample, 1, tokens, tokens]);
+        let grouped = scores.reshape([windows / per_sample, per_sample, heads, tokens, tokens]);
+        scores = (grouped + Tensor::from_data(mask, &device)).reshape([windows, heads, tokens, tokens]);
+    }
+    (parts, burn::tensor::activation::softmax(scores, 3))
+}
+
+/// See [`Kernels::window_attention`](super::Kernels::window_attention).
+pub fn window_attention<B: Backend>(
+    qkv: FloatTensor<B>,
+    bias: FloatTensor<B>,
+    layout: &AttentionLayout,
+) -> FloatTensor<B> {
+    let ([_, _, v], weights) = attention_parts::<B>(qkv, bias, layout);
+    let [windows, heads, tokens, dim] = v.dims();
+    let y = weights.matmul(v).swap_dims(1, 2);
+    raw(y.reshape([windows, tokens, heads * dim]))
+}
+
+/// See [`Kernels::window_attention_grad`](super::Kernels::window_attention_grad).
+pub fn window_attention_grad<B: Backend>(
+    qkv: FloatTensor<B>,
+    bias: FloatTensor<B>,
+    layout: &AttentionLayout,
+    grad: FloatTensor<B>,
+) -> [FloatTensor<B>; 2] {
+    let ([q, k, v], weights) = attention_parts::<B>(qkv, bias, layout);
+    let [windows, heads, tokens, dim] = v.dims();
+    let grad = wrap::<B, 3>(grad).reshape([windows, tokens, heads, dim]).swap_dims(1, 2);
+    let v_grad = weights.clone().swap_dims(2, 3).matmul(grad.clone());
+    let weight_grad = grad.matmul(v.swap_dims(2, 3));
+    let along = (weights.clone() * weight_grad.clone()).sum_dim(3);
+    let score_grad = weights * (weight_grad - along);
+    let bias_grad = score_grad.clone().sum_dim(0).reshape([heads, tokens, tokens]);
+    let scale = (dim as f64).powf(-0.5);
+    let q_grad = score_grad.clone().matmul(k) * scale;
+    let k_grad = score_grad.swap_dims(2, 3).matmul(q) * scale;
+    let parts = [q_grad, k_grad, v_grad].map(|t| t.swap_dims(1, 2).reshape([windows, tokens, heads * dim]));
+    [raw(Tensor::cat(parts.to_vec(), 2)), raw(bias_grad)]
+}
+
+/// See [`Kernels::blocks_to_space`](super::Kernels::blocks_to_space).
+pub fn blocks_to_space<B: Backend>(
+    x: FloatTensor<B>,
+    bias: FloatTensor<B>,
+    kernel: [usize; 3],
+) -> FloatTensor<B> {
+    let x = wrap::<B, 5>(x);
+    let [batch, channels, d, h, w] = x.dims();
+    let [kd, kh, kw] = kernel;
+    let out = channels / (kd * kh * kw);
+    let y = x
+        .reshape([batch, out, kd, kh, kw, d, h, w])
+        .permute([0, 1, 5, 2, 6, 3, 7, 4])
+        .reshape([batch, out, d * kd, h * kh, w * kw]);
+    raw(y + wrap::<B, 1>(bias).reshape([1, out, 1, 1, 1]))
+}
+
+/// See [`Kernels::blocks_to_space_grad`](super::Kernels::blocks_to_space_grad).
+pub fn blocks_to_space_grad<B: Backend>(grad: FloatTensor<B>, kernel: [usize; 3]) -> FloatTensor<B> {
+    let grad = wrap::<B, 5>(grad);
+    let [batch, out, d, h, w] = grad.dims();
+    let [kd, kh, kw] = kernel;
+    let (d, h, w) = (d / kd, h / kh, w / kw);
+    raw(grad
+        .reshape([batch, out, d, kd, h, kh, w, kw])
+        .permute([0, 1, 3, 5, 7, 2, 4, 6])
+        .reshape([batch, out * kd * kh * kw, d, h, w]))
+}
+
+/// See [`Kernels::channel_sum`](super::Kernels::channel_sum).
+pub fn channel_sum<B: Backend>(x: FloatTensor<B>) -> FloatTensor<B> {
+    raw(sum_per_channel(by_channel(&wrap::<B, 5>(x))).reshape([-1]))
 }
 
 fn by_channel<B: Backend>(x: &Tensor<B, 5>) -> Tensor<B, 3> {

@@ -1,14 +1,14 @@
 //! Windowed self-attention over feature maps, with the published network's quirks where weights depend on them.
 
+use std::sync::Arc;
+
 use burn::module::{Module, Param};
 use burn::tensor::{Int, Tensor, TensorData, backend::Backend};
 
 use super::blocks::{ConvBlock, kernel};
 use super::layers::{Init, LayerNorm, Linear, Mlp, Mode, drop_path, dropout};
-use crate::model::kernels::{Kernels, raw, wrap};
+use crate::model::kernels::{AttentionLayout, Kernels, NO_ROW, RowIndex, raw, wrap};
 
-/// Added to the attention between tokens that are neighbours only because the map was rolled.
-const MASKED: f32 = -100.0;
 /// Width of the two-layer perceptron against the block's channels.
 const MLP_RATIO: usize = 4;
 
@@ -35,40 +35,21 @@ impl<B: Kernels> WindowAttention<B> {
         }
     }
 
-    /// `[windows, tokens, channels]`, same out. `mask` is `[windows per sample, tokens, tokens]`.
+    /// `[windows, tokens, channels]`, same out, for windows of `side`^3 tokens.
+    ///
+    /// The published code also drops attention weights in training; here they are never stored, so the dropout of the
+    /// projection, of the tokens and of the perceptron must do.
     fn forward(
         &self,
         x: Tensor<B, 3>,
         side: usize,
-        mask: Option<Tensor<B, 3>>,
+        regions: Option<Arc<[u8]>>,
         drop: f64,
         mode: Mode,
     ) -> Tensor<B, 3> {
-        let [windows, tokens, channels] = x.dims();
-        let head = channels / self.heads;
-        let qkv = self
-            .qkv
-            .forward(x)
-            .reshape([windows, tokens, 3, self.heads, head])
-            .permute([2, 0, 3, 1, 4]);
-        let part = |i: usize| {
-            qkv.clone()
-                .slice([i..i + 1])
-                .reshape([windows, self.heads, tokens, head])
-        };
-        let (q, k, v) = (part(0), part(1), part(2));
-        let scores = (q * (head as f64).powf(-0.5)).matmul(k.swap_dims(2, 3));
-        let mut scores = scores + self.bias(side).unsqueeze();
-        if let Some(mask) = mask {
-            let per_sample = mask.dims()[0];
-            let grouped = scores.reshape([windows / per_sample, per_sample, self.heads, tokens, tokens]);
-            let mask = mask.reshape([1, per_sample, 1, tokens, tokens]);
-            scores = (grouped + mask).reshape([windows, self.heads, tokens, tokens]);
-        }
-        let weights: Tensor<B, 4> = wrap(B::attention_softmax(raw(scores)));
-        let weights = dropout(weights, drop, mode);
-        let y = weights.matmul(v).swap_dims(1, 2).reshape([windows, tokens, channels]);
-        dropout(self.proj.forward(y), drop, mode)
+        let layout = AttentionLayout { heads: self.heads, regions };
+        let y = B::window_attention(raw(self.qkv.forward(x)), raw(self.bias(side)), &layout);
+        dropout(self.proj.forward(wrap(y)), drop, mode)
     }
 
     /// Bias of each pair of tokens of a window of `side`^3: `[heads, tokens, tokens]`.
@@ -107,56 +88,54 @@ fn relative_position_index(side: usize, table_window: usize) -> Vec<i32> {
         .collect()
 }
 
-/// Attention mask of a rolled map `padded` `[d, h, w]`: tokens of one window attend to each other only if they come
-/// from the same side of the cut. `[windows, tokens, tokens]`, windows in the order of [`partition`].
-fn shift_mask(padded: [usize; 3], window: usize, shift: usize) -> (Vec<f32>, [usize; 3]) {
-    let region = |position: usize, size: usize| -> u8 {
-        if position < size - window {
-            0
-        } else if position < size - shift {
-            1
-        } else {
-            2
-        }
-    };
-    let [wd, wh, ww] = padded.map(|side| side / window);
-    let tokens = window.pow(3);
-    let mut mask = Vec::with_capacity(wd * wh * ww * tokens * tokens);
-    for (d, h, w) in (0..wd).flat_map(|d| (0..wh).flat_map(move |h| (0..ww).map(move |w| (d, h, w)))) {
-        let mut regions = Vec::with_capacity(tokens);
-        for z in 0..window {
-            for y in 0..window {
-                for x in 0..window {
-                    regions.push([
-                        region(d * window + z, padded[0]),
-                        region(h * window + y, padded[1]),
-                        region(w * window + x, padded[2]),
-                    ]);
+/// How a map `[d, h, w]` is cut into windows of `window`^3 tokens, after padding with zeros to whole windows and rolling
+/// by `shift`.
+struct Windows {
+    /// Token of the map for each token of each window, windows first.
+    index: RowIndex,
+    /// Which side of the roll's cut each token of each window comes from; `None` without a roll. Tokens that are
+    /// neighbours only because the map was rolled must not attend to each other.
+    regions: Option<Arc<[u8]>>,
+    /// Windows of one map.
+    count: usize,
+}
+
+impl Windows {
+    fn new(map: [usize; 3], window: usize, shift: usize) -> Self {
+        let [d, h, w] = map;
+        let padded = map.map(|side| side.div_ceil(window) * window);
+        let [nd, nh, nw] = padded.map(|side| side / window);
+        let count = nd * nh * nw;
+        let tokens = window.pow(3);
+        let (mut from, mut regions) = (Vec::with_capacity(count * tokens), Vec::new());
+        for cell in 0..count {
+            let corner = [cell / (nh * nw), cell / nw % nh, cell % nw].map(|i| i * window);
+            for token in 0..tokens {
+                let inside = [token / (window * window), token / window % window, token % window];
+                let rolled = [0, 1, 2].map(|axis| corner[axis] + inside[axis]);
+                let [z, y, x] = [0, 1, 2].map(|axis| (rolled[axis] + shift) % padded[axis]);
+                let there = z < d && y < h && x < w;
+                from.push(if there { ((z * h + y) * w + x) as u32 } else { NO_ROW });
+                if shift > 0 {
+                    let region = [0, 1, 2].map(|axis| region(rolled[axis], padded[axis], window, shift));
+                    regions.push(region[0] * 9 + region[1] * 3 + region[2]);
                 }
             }
         }
-        for a in &regions {
-            mask.extend(regions.iter().map(|b| if a == b { 0.0 } else { MASKED }));
-        }
+        let regions = (shift > 0).then(|| regions.into());
+        Self { index: RowIndex::new(from, d * h * w), regions, count }
     }
-    (mask, [wd * wh * ww, tokens, tokens])
 }
 
-/// `[batch, d, h, w, channels]` to `[batch * windows, window^3, channels]`.
-fn partition<B: Backend>(x: Tensor<B, 5>, window: usize) -> Tensor<B, 3> {
-    let [b, d, h, w, c] = x.dims();
-    let (nd, nh, nw) = (d / window, h / window, w / window);
-    x.reshape([b, nd, window, nh, window, nw, window, c])
-        .permute([0, 1, 3, 5, 2, 4, 6, 7])
-        .reshape([b * nd * nh * nw, window.pow(3), c])
-}
-
-/// The inverse of [`partition`].
-fn merge<B: Backend>(x: Tensor<B, 3>, window: usize, shape: [usize; 5]) -> Tensor<B, 5> {
-    let [b, d, h, w, c] = shape;
-    x.reshape([b, d / window, h / window, w / window, window, window, window, c])
-        .permute([0, 1, 4, 2, 5, 3, 6, 7])
-        .reshape(shape)
+/// Side of the cut along one axis: before the last window, its first part, its part that was rolled in.
+fn region(position: usize, size: usize, window: usize, shift: usize) -> u8 {
+    if position < size - window {
+        0
+    } else if position < size - shift {
+        1
+    } else {
+        2
+    }
 }
 
 /// One transformer block.
@@ -174,58 +153,21 @@ pub struct SwinBlock<B: Backend> {
 impl<B: Kernels> SwinBlock<B> {
     /// `x` is `[batch, tokens, channels]` of a map `map` `[d, h, w]`, tokens in that order.
     fn forward(&self, x: Tensor<B, 3>, map: [usize; 3], mode: Mode) -> Tensor<B, 3> {
-        let [batch, tokens, channels] = x.dims();
+        let [batch, _, channels] = x.dims();
         let smallest = map.into_iter().min().unwrap_or(1);
         let window = self.attn.window.min(smallest);
         let shift = if self.shifted && smallest > self.attn.window { window / 2 } else { 0 };
-        let [d, h, w] = map;
-        let padded = map.map(|side| side.div_ceil(window) * window);
-        let [pd, ph, pw] = padded;
-        let device = x.device();
+        let windows = Windows::new(map, window, shift);
 
-        let mut y = self.norm1.forward(x.clone()).reshape([batch, d, h, w, channels]);
-        for (axis, (to, from)) in [(pd, d), (ph, h), (pw, w)].into_iter().enumerate() {
-            if to > from {
-                let mut shape = y.dims();
-                shape[axis + 1] = to - from;
-                y = Tensor::cat(vec![y, Tensor::zeros(shape, &device)], axis + 1);
-            }
-        }
-        let mask = (shift > 0).then(|| {
-            let (values, shape) = shift_mask(padded, window, shift);
-            Tensor::from_data(TensorData::new(values, shape), &device)
-        });
-        if shift > 0 {
-            y = roll(y, shift);
-        }
-        let y = self.attn.forward(partition(y, window), window, mask, self.dropout, mode);
-        let mut y = merge(y, window, [batch, pd, ph, pw, channels]);
-        if shift > 0 {
-            for axis in 0..3 {
-                y = roll_axis(y, axis + 1, padded[axis] - shift);
-            }
-        }
-        let y = y
-            .slice([0..batch, 0..d, 0..h, 0..w, 0..channels])
-            .reshape([batch, tokens, channels]);
+        let y = B::gather_rows(raw(self.norm1.forward(x.clone())), &windows.index);
+        let y = wrap::<B, 3>(y).reshape([batch * windows.count, window.pow(3), channels]);
+        let y = self.attn.forward(y, window, windows.regions, self.dropout, mode);
+        let y = y.reshape([batch, windows.count * window.pow(3), channels]);
+        let y: Tensor<B, 3> = wrap(B::gather_rows(raw(y), &windows.index.inverse()));
         let x = x + drop_path(y, self.drop_path, mode);
         let y = self.mlp.forward(self.norm2.forward(x.clone()), self.dropout, mode);
         x + drop_path(y, self.drop_path, mode)
     }
-}
-
-fn roll<B: Backend>(mut x: Tensor<B, 5>, by: usize) -> Tensor<B, 5> {
-    for axis in 1..4 {
-        x = roll_axis(x, axis, by);
-    }
-    x
-}
-
-/// Moves the first `by` slices of an axis behind the others.
-fn roll_axis<B: Backend>(x: Tensor<B, 5>, axis: usize, by: usize) -> Tensor<B, 5> {
-    let size = x.dims()[axis];
-    let head = x.clone().narrow(axis, 0, by);
-    Tensor::cat(vec![x.narrow(axis, by, size - by), head], axis)
 }
 
 /// The transformer branch's blocks.
@@ -273,12 +215,14 @@ impl<B: Kernels> ConvTrans<B> {
     pub fn forward(&self, x: Tensor<B, 5>, mode: Mode) -> Tensor<B, 5> {
         let [batch, channels, d, h, w] = x.dims();
         let convolved = self.conv.forward(x.clone(), mode);
-        let mut tokens = x.reshape([batch, channels, d * h * w]).swap_dims(1, 2);
+        let rows = x.reshape([batch, channels, d * h * w]);
+        let mut tokens: Tensor<B, 3> = wrap(B::swap_rows(raw(rows)));
         tokens = dropout(tokens, self.dropout, mode);
         for block in &self.trans.blocks {
             tokens = block.forward(tokens, [d, h, w], mode);
         }
-        convolved + tokens.swap_dims(1, 2).reshape([batch, channels, d, h, w])
+        let attended: Tensor<B, 3> = wrap(B::swap_rows(raw(tokens)));
+        convolved + attended.reshape([batch, channels, d, h, w])
     }
 }
 
@@ -307,13 +251,26 @@ mod tests {
     }
 
     #[test]
-    fn the_mask_cuts_only_what_the_roll_joined() {
-        let (mask, shape) = shift_mask([12, 12, 12], 6, 3);
-        assert_eq!(shape, [8, 216, 216]);
-        // first window: all tokens from one region
-        assert!(mask[..216 * 216].iter().all(|&v| v == 0.0));
-        // last window: eight regions of 27 tokens each
-        let free = mask[7 * 216 * 216..].iter().filter(|&&v| v == 0.0).count();
-        assert_eq!(free, 8 * 27 * 27);
+    fn the_roll_cuts_the_last_windows() {
+        let windows = Windows::new([12, 12, 12], 6, 3);
+        let regions = windows.regions.unwrap();
+        assert_eq!((windows.count, regions.len()), (8, 8 * 216));
+        // first window: all tokens from one region; last window: eight regions of 27 tokens each
+        assert!(regions[..216].iter().all(|r| *r == regions[0]));
+        let last = &regions[7 * 216..];
+        assert!((0..27).all(|region| [0, 27].contains(&last.iter().filter(|r| **r == region).count())));
+        // the first token of the first window is the one at (3, 3, 3)
+        assert_eq!(windows.index.from[0], (3 * 12 + 3) * 12 + 3);
+    }
+
+    #[test]
+    fn every_token_is_in_one_window() {
+        for (map, window, shift) in [([8, 9, 7], 6, 3), ([4, 4, 4], 4, 0), ([5, 13, 6], 5, 0)] {
+            let windows = Windows::new(map, window, shift);
+            let mut taken: Vec<u32> = windows.index.from.iter().copied().filter(|&t| t != NO_ROW).collect();
+            taken.sort_unstable();
+            assert!(taken.iter().copied().eq(0..map.iter().product::<usize>() as u32));
+            assert!(windows.index.to.iter().all(|&t| t != NO_ROW));
+        }
     }
 }

@@ -145,7 +145,7 @@ impl PctNetConfig {
         for (i, heads) in self.num_heads.into_iter().enumerate() {
             range("num_heads", heads, 1, 256)?;
             let channels = self.feature_chns[i + 2];
-            if channels % heads != 0 {
+            if !channels.is_multiple_of(heads) {
                 return Err(ConfigError::Heads { level: i + 2, heads, channels });
             }
         }
@@ -165,7 +165,7 @@ impl PctNetConfig {
     /// Whether the network accepts patches of this size.
     pub fn check_patch(&self, patch: [usize; 3]) -> Result<(), ConfigError> {
         let stride = self.stride();
-        let fits = patch.iter().zip(stride).all(|(&side, s)| side > 0 && side % s == 0);
+        let fits = patch.iter().zip(stride).all(|(&side, s)| side > 0 && side.is_multiple_of(s));
         if fits { Ok(()) } else { Err(ConfigError::Patch { patch, stride }) }
     }
 

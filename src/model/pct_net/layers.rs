@@ -46,28 +46,27 @@ impl DropoutStream {
 
 /// Sets each value to zero with probability `p` in training and scales the others by `1 / (1 - p)`.
 pub fn dropout<B: Backend, const D: usize>(x: Tensor<B, D>, p: f64, mode: Mode) -> Tensor<B, D> {
-    let dims = x.dims();
-    mask(x, dims, p, mode)
-}
-
-/// Drops a whole sample of a residual branch with probability `p` in training. `x` is `[batch, tokens, channels]`.
-pub fn drop_path<B: Backend>(x: Tensor<B, 3>, p: f64, mode: Mode) -> Tensor<B, 3> {
-    let batch = x.dims()[0];
-    mask(x, [batch, 1, 1], p, mode)
-}
-
-fn mask<B: Backend, const D: usize>(
-    x: Tensor<B, D>,
-    shape: [usize; D],
-    p: f64,
-    mode: Mode,
-) -> Tensor<B, D> {
     let Mode::Train(stream) = mode else { return x };
     if p == 0.0 || !stream.enabled {
         return x;
     }
+    let shape = x.dims();
     let values = keep_mask(&stream.next(), shape.iter().product(), 1.0 - p);
     x.clone() * Tensor::from_data(TensorData::new(values, shape), &x.device())
+}
+
+/// Drops a whole sample of a residual branch with probability `p` in training. `x` is `[batch, tokens, channels]`.
+pub fn drop_path<B: Backend>(x: Tensor<B, 3>, p: f64, mode: Mode) -> Tensor<B, 3> {
+    let Mode::Train(stream) = mode else { return x };
+    if p == 0.0 || !stream.enabled {
+        return x;
+    }
+    let batch = x.dims()[0];
+    let keep = keep_mask(&stream.next(), batch, 1.0 - p);
+    if keep.iter().all(|scale| *scale == keep[0]) {
+        return x * keep[0];
+    }
+    x.clone() * Tensor::from_data(TensorData::new(keep, [batch, 1, 1]), &x.device())
 }
 
 /// `len` values that are `1 / keep` with probability `keep` and 0 otherwise.
@@ -221,7 +220,7 @@ pub struct ConvTranspose3d<B: Backend> {
     bias: Param<Tensor<B, 1>>,
 }
 
-impl<B: Backend> ConvTranspose3d<B> {
+impl<B: Kernels> ConvTranspose3d<B> {
     pub fn new(input: usize, output: usize, kernel: [usize; 3], init: &mut Init<B>) -> Self {
         let fan_in = output * kernel.iter().product::<usize>();
         let [kd, kh, kw] = kernel;
@@ -236,13 +235,11 @@ impl<B: Backend> ConvTranspose3d<B> {
         let [batch, input, d, h, w] = x.dims();
         let weight = self.weight.val();
         let [_, output, kd, kh, kw] = weight.dims();
-        let matrix = weight.reshape([1, input, output * kd * kh * kw]).swap_dims(1, 2);
+        let taps = kd * kh * kw;
+        let matrix = weight.reshape([1, input, output * taps]).swap_dims(1, 2);
         let blocks = matrix.matmul(x.reshape([batch, input, d * h * w]));
-        let y = blocks
-            .reshape([batch, output, kd, kh, kw, d, h, w])
-            .permute([0, 1, 5, 2, 6, 3, 7, 4])
-            .reshape([batch, output, d * kd, h * kh, w * kw]);
-        y + self.bias.val().reshape([1, output, 1, 1, 1])
+        let blocks = blocks.reshape([batch, output * taps, d, h, w]);
+        wrap(B::blocks_to_space(raw(blocks), raw(self.bias.val()), [kd, kh, kw]))
     }
 }
 
@@ -253,7 +250,7 @@ pub struct Linear<B: Backend> {
     bias: Param<Tensor<B, 1>>,
 }
 
-impl<B: Backend> Linear<B> {
+impl<B: Kernels> Linear<B> {
     pub fn new(input: usize, output: usize, init: &mut Init<B>) -> Self {
         Self {
             weight: init.uniform([output, input], input),
@@ -263,11 +260,7 @@ impl<B: Backend> Linear<B> {
 
     /// `[a, b, in]` to `[a, b, out]`.
     pub fn forward(&self, x: Tensor<B, 3>) -> Tensor<B, 3> {
-        let [a, b, input] = x.dims();
-        let weight = self.weight.val();
-        let output = weight.dims()[0];
-        let y = x.reshape([a * b, input]).matmul(weight.transpose());
-        (y + self.bias.val().unsqueeze()).reshape([a, b, output])
+        wrap(B::row_linear(raw(x), raw(self.weight.val()), raw(self.bias.val())))
     }
 }
 

@@ -8,6 +8,7 @@
 
 pub mod batch_norm;
 pub mod conv3d;
+pub mod dice_cross_entropy;
 pub mod gelu;
 pub mod layer_norm;
 mod math;
@@ -17,6 +18,7 @@ mod simd;
 pub mod softmax;
 #[cfg(test)]
 mod testing;
+pub mod tokens;
 pub mod upsample;
 pub mod window_attention;
 

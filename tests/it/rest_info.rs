@@ -1,0 +1,114 @@
+//! `/info/`: exact keys, order and types.
+
+use crate::support::TestServer;
+
+#[tokio::test]
+async fn info_of_a_new_project() {
+    let server = TestServer::start().await;
+    let reply = server.get("/info/").await;
+    assert_eq!(reply.header("content-type"), Some("application/json"));
+    insta::assert_json_snapshot!(server.scrub(reply.json()), @r#"
+    {
+      "name": "Fewlabel (0.1.0)",
+      "description": "Segment CT with few labels: a native server that speaks the MONAI Label protocol, serves and fine-tunes PCT-Net",
+      "version": "0.1.0",
+      "labels": [
+        "spleen",
+        "liver"
+      ],
+      "models": {
+        "pct-net-s": {
+          "type": "segmentation",
+          "labels": {
+            "spleen": 1,
+            "liver": 2
+          },
+          "dimension": 3,
+          "description": "PCT-Net for CT, not trained yet: its proposals mean nothing until it was trained on some labels",
+          "config": {
+            "device": [
+              "cpu"
+            ],
+            "largest_cc": false
+          }
+        }
+      },
+      "trainers": {
+        "pct-net-s": {
+          "description": "Fine-tunes PCT-Net on the submitted labels; a new version goes live only when it is better",
+          "config": {
+            "name": "train_01",
+            "pretrained": true,
+            "device": [
+              "cpu"
+            ],
+            "max_epochs": 50,
+            "early_stop_patience": -1,
+            "val_split": 0.2
+          }
+        }
+      },
+      "strategies": {
+        "random": {
+          "description": "A random image without label; those that were offered long ago or never come first"
+        },
+        "first": {
+          "description": "The first image without label, by id"
+        },
+        "last": {
+          "description": "The last image without label, by id"
+        }
+      },
+      "scoring": {
+        "dice": {
+          "description": "Dice per label of the accepted label against the proposal of the model"
+        }
+      },
+      "train_stats": {
+        "pct-net-s": {}
+      },
+      "datastore": {
+        "total": 3,
+        "completed": 0,
+        "label_tags": {}
+      }
+    }
+    "#);
+}
+
+#[tokio::test]
+async fn train_stats_follow_the_last_training() {
+    let server = TestServer::start().await;
+    let _worker = server.worker();
+    server
+        .post_json("/train/pct-net-s", r#"{"name":"endless","max_epochs":4}"#)
+        .await;
+    loop {
+        let stats = server.get("/info/").await.json()["train_stats"]["pct-net-s"].clone();
+        if stats["epoch"] == 1 {
+            insta::assert_json_snapshot!(stats, @r#"
+            {
+              "start_ts": 1700000000,
+              "epoch": 1,
+              "total_epochs": 4,
+              "best_metric": 0.5,
+              "train": {
+                "metrics": {
+                  "loss": 0.25
+                }
+              },
+              "current_time": "0:00:00"
+            }
+            "#);
+            break;
+        }
+        // Before the first epoch ended, Slicer still has numbers to calculate with.
+        assert!(
+            stats["best_metric"].is_f64() && stats["total_epochs"] == 4,
+            "{stats}"
+        );
+    }
+    server.delete("/train/").await;
+    let stats = server.get("/info/").await.json()["train_stats"]["pct-net-s"].clone();
+    assert!(stats["total_time"].is_string(), "{stats}");
+}
