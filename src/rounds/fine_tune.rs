@@ -74,7 +74,8 @@ pub async fn plan(project: &Project, request: &TrainRequest) -> Result<Plan, Pro
         ));
     }
     let defaults = TrainOptions::default();
-    let steps_per_epoch = (cases.len() * PATCHES_PER_CASE).div_ceil(defaults.batch).max(1);
+    let batch = request.batch.map_or(defaults.batch, usize::from).max(1);
+    let steps_per_epoch = (cases.len() * PATCHES_PER_CASE).div_ceil(batch).max(1);
     let steps = match request.steps {
         Some(steps) => steps as usize,
         None => request.max_epochs as usize * steps_per_epoch,
@@ -97,6 +98,8 @@ pub async fn plan(project: &Project, request: &TrainRequest) -> Result<Plan, Pro
         steps: steps.max(1),
         // Four looks on the way and one at the end: enough to keep the best, cheap enough for a CPU.
         validate_every: steps.div_ceil(5).max(1),
+        batch,
+        learning_rate: request.learning_rate.unwrap_or(defaults.learning_rate),
         seed: request.seed,
         ..defaults
     };
