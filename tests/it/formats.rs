@@ -5,22 +5,7 @@ use std::process::Command;
 
 use serde_json::Value;
 
-/// The folder of shared test data, or `None` with the reason printed.
-fn formats() -> Option<PathBuf> {
-    let shared = std::env::var_os("FEWLABEL_SHARED").map_or_else(
-        || Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared"),
-        PathBuf::from,
-    );
-    let folder = shared.join("data/formats");
-    if folder.is_dir() {
-        return Some(folder);
-    }
-    eprintln!(
-        "skipped: no format corpus at {} (set FEWLABEL_SHARED)",
-        folder.display()
-    );
-    None
-}
+use crate::support::shared;
 
 fn json_of(path: &Path) -> Value {
     serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap()
@@ -102,7 +87,7 @@ const MALFORMED_BUT_READ: &[&str] = &["derived_malformed/nii_bitpix_mismatch.nii
 
 #[test]
 fn derived_files_are_read_as_recorded() {
-    let Some(folder) = formats() else { return };
+    let Some(folder) = shared("data/formats") else { return };
     let expected = json_of(&folder.join("expected_derived.json"));
     let mut wrong = Vec::new();
     for case in expected.as_array().unwrap() {
@@ -213,7 +198,7 @@ const REAL_REFUSED: &[&str] = &[
 
 #[test]
 fn files_of_public_suites_are_read_as_other_readers_do() {
-    let Some(folder) = formats() else { return };
+    let Some(folder) = shared("data/formats") else { return };
     let mut wrong = Vec::new();
     for set in json_of(&folder.join("manifest_real.json"))
         .as_array()
@@ -252,7 +237,7 @@ fn files_of_public_suites_are_read_as_other_readers_do() {
 
 #[test]
 fn a_folder_gives_one_entry_per_file() {
-    let Some(folder) = formats() else { return };
+    let Some(folder) = shared("data/formats") else { return };
     let (report, code) = inspect(&folder.join("real/niivue_orient_a"), &[]);
     assert_eq!(code, 0);
     assert_eq!(report["images"].as_array().unwrap().len(), 24);

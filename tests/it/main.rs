@@ -10,7 +10,6 @@ mod faults;
 mod formats;
 mod infer;
 mod layering;
-mod python_client;
 mod rest_activelearning;
 mod rest_datastore;
 mod rest_general;

@@ -1,5 +1,7 @@
 //! Strategies on a project in a temporary folder.
 
+use serde_json::json;
+
 use super::*;
 use crate::project::tests::{Bench, id};
 use crate::rng::Rng;

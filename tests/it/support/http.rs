@@ -1,11 +1,13 @@
 //! An HTTP client as plain as MONAI Label's: one connection per request, no redirects, and a body
 //! only by `Content-Length`, read from the raw socket.
 
+use std::io;
+use std::net::SocketAddr;
+
 use serde_json::Value;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-use super::TestServer;
 
 /// The boundary of MONAI Label's Python client.
 const BOUNDARY: &str = "----------lImIt_of_THE_fIle_eW_$";
@@ -33,7 +35,13 @@ impl Reply {
     }
 }
 
-impl TestServer {
+/// A server to ask.
+#[derive(Debug, Clone, Copy)]
+pub struct Http {
+    pub address: SocketAddr,
+}
+
+impl Http {
     pub async fn get(&self, path: &str) -> Reply {
         self.send("GET", path, &[], b"").await
     }
@@ -66,13 +74,24 @@ impl TestServer {
         headers: &[(&str, &str)],
         body: &[u8],
     ) -> Reply {
-        let mut stream = self.open(method, path, headers, body).await;
+        self.try_send(method, path, headers, body).await.unwrap()
+    }
+
+    /// As `send`, to a server that may go away meanwhile.
+    pub async fn try_send(
+        &self,
+        method: &str,
+        path: &str,
+        headers: &[(&str, &str)],
+        body: &[u8],
+    ) -> io::Result<Reply> {
+        let mut stream = self.connect(method, path, headers, body).await?;
         let mut bytes = Vec::new();
-        stream.read_to_end(&mut bytes).await.unwrap();
+        stream.read_to_end(&mut bytes).await?;
         let end = bytes
             .windows(4)
             .position(|four| four == b"\r\n\r\n")
-            .unwrap();
+            .ok_or(io::ErrorKind::UnexpectedEof)?;
         let head = String::from_utf8(bytes[..end].to_vec()).unwrap();
         let status = head[9..12].parse().unwrap();
         let reply = Reply {
@@ -87,7 +106,7 @@ impl TestServer {
                 .map(|length| length.parse().unwrap());
             assert_eq!(length, Some(reply.body.len()), "{}", reply.head);
         }
-        reply
+        Ok(reply)
     }
 
     /// Sends a request and leaves its answer unread.
@@ -98,6 +117,16 @@ impl TestServer {
         headers: &[(&str, &str)],
         body: &[u8],
     ) -> TcpStream {
+        self.connect(method, path, headers, body).await.unwrap()
+    }
+
+    async fn connect(
+        &self,
+        method: &str,
+        path: &str,
+        headers: &[(&str, &str)],
+        body: &[u8],
+    ) -> io::Result<TcpStream> {
         let mut head = format!(
             "{method} {path} HTTP/1.1\r\nHost: {}\r\nConnection: close\r\nAccept-Encoding: identity\r\n",
             self.address
@@ -108,13 +137,12 @@ impl TestServer {
         for (name, value) in headers {
             head += &format!("{name}: {value}\r\n");
         }
-        let mut stream = TcpStream::connect(self.address).await.unwrap();
+        let mut stream = TcpStream::connect(self.address).await?;
         stream
             .write_all(format!("{head}\r\n").as_bytes())
-            .await
-            .unwrap();
-        stream.write_all(body).await.unwrap();
-        stream
+            .await?;
+        stream.write_all(body).await?;
+        Ok(stream)
     }
 }
 

@@ -1,6 +1,7 @@
 //! A whole server on a real socket, with a worker that does not compute.
 
 mod http;
+mod process;
 mod worker;
 
 use std::path::{Path, PathBuf};
@@ -19,7 +20,8 @@ use tokio::net::TcpListener;
 use tokio::sync::{oneshot, watch};
 use tokio::task::JoinHandle;
 
-pub use http::{Reply, multipart};
+pub use http::{Http, Reply, multipart};
+pub use process::{Process, children, kill_9, shared};
 pub use worker::FakeWorker;
 
 /// 2023-11-14 22:13:20 UTC.
@@ -27,7 +29,7 @@ const NOW_MS: i64 = 1_700_000_000_000;
 
 /// A running server. Its folders are removed when it is dropped.
 pub struct TestServer {
-    pub address: std::net::SocketAddr,
+    http: Http,
     pub project: Project,
     pub registry: Registry,
     pub worker_alive: watch::Sender<bool>,
@@ -81,7 +83,7 @@ impl TestServer {
             let _ = stopped.await;
         }));
         Self {
-            address,
+            http: Http { address },
             project,
             registry,
             worker_alive,
@@ -126,6 +128,14 @@ impl TestServer {
     pub fn scrub(&self, value: Value) -> Value {
         let root = self.folder.path().canonicalize().unwrap();
         scrub(value, root.to_str().unwrap())
+    }
+}
+
+impl std::ops::Deref for TestServer {
+    type Target = Http;
+
+    fn deref(&self) -> &Http {
+        &self.http
     }
 }
 
