@@ -1,6 +1,6 @@
 //! `fewlabel inspect` on the recorded format corpus: every file is read as recorded or refused.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 
 use serde_json::Value;

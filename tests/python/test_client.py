@@ -1,157 +1,180 @@
-"""The real MONAI Label Python client against a running server.
-
-Environment:
-    FEWLABEL_URL      address of the server
-    FEWLABEL_IMAGE    an image file that the server can read (uploaded, used for a session)
-    FEWLABEL_LABEL    a label file that fits that image
-    FEWLABEL_MODEL    name of the model (default: the first one of /info/)
-
-Needs the packages ``requests`` and ``monailabel`` (only its client module is imported), and Python
-up to 3.12, because the client uses the module ``cgi``.
-"""
+"""The unmodified MONAI Label client, release 0.8.5, against the built server."""
 
 from __future__ import annotations
 
-import os
 import pathlib
-import tempfile
 import time
-import unittest
 
+import nibabel
+import numpy
+import pytest
+import requests
+from conftest import LABELS, STUDIES, Server
 from monailabel.client.client import MONAILabelClient, MONAILabelClientException
 
-URL = os.environ.get("FEWLABEL_URL", "")
-IMAGE = os.environ.get("FEWLABEL_IMAGE", "")
-LABEL = os.environ.get("FEWLABEL_LABEL", "")
-WAIT_S = float(os.environ.get("FEWLABEL_WAIT_S", "60"))
+MODEL = "pct-net-s"
+WAIT_S = 300
+LABEL_INFO = {"label_info": [{"name": name, "idx": k} for k, name in enumerate(LABELS, 1)]}
 
 
-@unittest.skipUnless(URL and IMAGE and LABEL, "FEWLABEL_URL, FEWLABEL_IMAGE and FEWLABEL_LABEL are not set")
-class ClientTest(unittest.TestCase):
-    """Every method that Slicer and scripts call."""
-
-    def setUp(self) -> None:
-        folder = tempfile.TemporaryDirectory()
-        self.addCleanup(folder.cleanup)
-        self.folder = pathlib.Path(folder.name)
-        self.client = MONAILabelClient(URL, tmpdir=folder.name, client_id="python-test")
-        self.model = os.environ.get("FEWLABEL_MODEL") or next(iter(self.client.info()["models"]))
-
-    def upload(self, image_id: str) -> str:
-        answer = self.client.upload_image(IMAGE, image_id=image_id, params={"note": "test"})
-        self.assertEqual(answer, {"image": image_id})
-        return image_id
-
-    def test_auth_is_off(self) -> None:
-        self.assertFalse(self.client.auth_enabled())
-
-    def test_info(self) -> None:
-        info = self.client.info()
-        self.assertEqual(
-            list(info),
-            [
-                "name",
-                "description",
-                "version",
-                "labels",
-                "models",
-                "trainers",
-                "strategies",
-                "scoring",
-                "train_stats",
-                "datastore",
-            ],
-        )
-        model = info["models"][self.model]
-        self.assertEqual(model["type"], "segmentation")
-        self.assertEqual(list(model["labels"].values()), list(range(1, len(info["labels"]) + 1)))
-        for section in ("models", "trainers", "strategies", "scoring"):
-            for entry in info[section].values():
-                self.assertIsInstance(entry["description"], str)
-                for value in entry.get("config", {}).values():
-                    self.assertNotEqual(value, [])
-
-    def test_next_sample_and_label(self) -> None:
-        image = self.upload("python case 1.5")
-        sample = self.client.next_sample("first", {})
-        self.assertTrue(sample["id"])
-        self.assertTrue(sample["name"].endswith((".nii.gz", ".nii", ".nrrd")))
-        self.assertRegex(sample["checksum"], "^SHA256:[0-9a-f]{64}$")
-        before = self.client.info()["datastore"]["completed"]
-        params = {"label_info": [{"name": name, "idx": k} for k, name in enumerate(self.client.info()["labels"], 1)]}
-        answer = self.client.save_label(image, LABEL, params=params)
-        self.assertEqual(answer, {"image": image, "label": image})
-        self.assertEqual(self.client.info()["datastore"]["completed"], before + 1)
-        objects = self.client.datastore()["objects"]
-        self.assertEqual(objects[image]["labels"]["final"]["info"]["client_id"], "python-test")
-        self.assertEqual(objects[image]["image"]["info"]["note"], "test")
-        downloaded = self.client.download_label(image, "final")
-        self.assertTrue(downloaded.endswith("".join(objects[image]["labels"]["final"]["ext"])))
-        self.assertGreater(pathlib.Path(downloaded).stat().st_size, 0)
-        self.client.save_label(image, LABEL, tag="version_1", params=params)
-        self.assertEqual(list(self.client.datastore()["objects"][image]["labels"]), ["final", "version_1"])
-
-    def test_unknown_strategy_and_label(self) -> None:
-        with self.assertRaises(MONAILabelClientException):
-            self.client.next_sample("no-such-strategy", {})
-        with self.assertRaises(MONAILabelClientException):
-            self.client.download_label("no-such-image", "final")
-
-    def test_infer(self) -> None:
-        image = self.upload("python-infer")
-        mask, params = self.client.infer(
-            self.model, image, {"result_extension": ".nrrd", "result_dtype": "uint8", "unknown": [1]}
-        )
-        self.check_mask(mask, params)
-        mask, params = self.client.infer(self.model, "", {"result_extension": ".nrrd"}, file=IMAGE)
-        self.check_mask(mask, params)
-
-    def check_mask(self, mask: str, params: dict[str, object]) -> None:
-        self.assertEqual(pathlib.Path(mask).parent, self.folder)
-        self.assertTrue(mask.endswith(".nrrd"))
-        data = pathlib.Path(mask).read_bytes()
-        self.assertTrue(data.startswith(b"NRRD000"))
-        header, voxels = data.split(b"\n\n", 1)
-        fields = dict(line.split(b": ", 1) for line in header.split(b"\n") if b": " in line)
-        if fields[b"encoding"] == b"raw":
-            sizes = [int(size) for size in fields[b"sizes"].split()]
-            self.assertEqual(len(voxels), sizes[0] * sizes[1] * sizes[2])
-        self.assertIsInstance(params["label_names"], dict)
-
-    def test_session(self) -> None:
-        session = self.client.create_session(IMAGE)
-        session_id = session["session_id"]
-        self.assertEqual(
-            list(session["session_info"]),
-            ["name", "path", "image", "meta", "create_ts", "last_access_ts", "expiry"],
-        )
-        self.assertEqual(self.client.get_session(session_id)["expiry"], session["session_info"]["expiry"])
-        mask, params = self.client.infer(self.model, "", {"result_extension": ".nrrd"}, session_id=session_id)
-        self.check_mask(mask, params)
-        self.client.remove_session(session_id)
-        with self.assertRaises(MONAILabelClientException) as gone:
-            self.client.get_session(session_id)
-        self.assertEqual(gone.exception.status_code, 404)
-
-    def test_train(self) -> None:
-        image = self.upload("python-train")
-        self.client.save_label(image, LABEL)
-        self.assertIsNone(self.client.train_stop())
-        self.assertFalse(self.client.train_status(check_if_running=True))
-        task = self.client.train_start(self.model, {"max_epochs": 1, "name": "train_01"})
-        self.assertEqual(task["request"]["model"], self.model)
-        self.assertRegex(task["start_ts"], r"^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d$")
-        self.assertEqual(self.client.train_status()["id"], task["id"])
-        stopped = self.client.train_stop()
-        if stopped is not None:
-            self.assertEqual(stopped["id"], task["id"])
-            self.assertTrue(stopped["details"][-1])
-        deadline = time.monotonic() + WAIT_S
-        while self.client.train_status(check_if_running=True) and time.monotonic() < deadline:
-            time.sleep(0.2)
-        self.assertIn(self.client.train_status()["status"], ("STOPPED", "DONE", "ERROR"))
-        self.assertIn(self.model, self.client.info()["train_stats"])
+def wait_for_training(client: MONAILabelClient) -> dict:
+    deadline = time.monotonic() + WAIT_S
+    while client.train_status(check_if_running=True):
+        assert time.monotonic() < deadline, client.train_status()
+        time.sleep(0.2)
+    return client.train_status()
 
 
-if __name__ == "__main__":
-    unittest.main()
+def check_mask(client: MONAILabelClient, mask: str, params: dict, scan: str | pathlib.Path) -> None:
+    """A label of this project on the grid of the scan."""
+    assert pathlib.Path(mask).parent == pathlib.Path(client._tmpdir)
+    image, label = nibabel.load(scan), nibabel.load(mask)
+    assert label.shape == image.shape
+    assert numpy.array_equal(label.affine, image.affine)
+    values = set(numpy.unique(label.get_fdata()))
+    assert values <= {0, 1, 2}
+    assert params["label_names"] == dict(zip(LABELS, (1, 2), strict=True))
+    assert params["latencies"]["total"] > 0
+
+
+def test_auth_is_off(client: MONAILabelClient) -> None:
+    assert not client.auth_enabled()
+
+
+def test_info(client: MONAILabelClient) -> None:
+    info = client.info()
+    keys = "name description version labels models trainers strategies scoring train_stats datastore".split()
+    assert list(info) == keys
+    assert list(info["models"][MODEL]["labels"].items()) == [("liver", 1), ("spleen", 2)]
+    assert info["models"][MODEL]["type"] == "segmentation"
+    assert "trained" in str(info["models"][MODEL]), "it says that it has not been trained"
+    for section in ("models", "trainers", "strategies", "scoring"):
+        assert info[section], section
+        for entry in info[section].values():
+            assert isinstance(entry["description"], str)
+            # An empty list crashes Slicer's table of options.
+            assert [] not in entry.get("config", {}).values()
+
+
+def test_next_sample(client: MONAILabelClient) -> None:
+    for strategy in client.info()["strategies"]:
+        sample = client.next_sample(strategy, {})
+        assert sample["id"] in STUDIES or sample["id"].startswith("py"), sample
+        assert pathlib.Path(sample["path"]).is_file()
+        assert sample["name"] == pathlib.Path(sample["path"]).name
+    with pytest.raises(MONAILabelClientException):
+        client.next_sample("no-such-strategy", {})
+
+
+def test_infer(client: MONAILabelClient, server: Server) -> None:
+    for name in STUDIES:
+        scan = server.folder / "studies" / f"{name}.nii.gz"
+        mask, params = client.infer(MODEL, name, {"result_extension": ".nii.gz", "result_dtype": "uint8"})
+        check_mask(client, mask, params, scan)
+    mask, params = client.infer(MODEL, "", {"result_extension": ".nii.gz"}, file=server.extra)
+    check_mask(client, mask, params, server.extra)
+    mask, _ = client.infer(MODEL, STUDIES[0], {"result_extension": ".nrrd"})
+    head = pathlib.Path(mask).read_bytes()
+    assert head.startswith(b"NRRD000")
+    fields = dict(line.split(b": ", 1) for line in head.split(b"\n\n", 1)[0].split(b"\n") if b": " in line)
+    assert fields[b"sizes"] == b"48 40 24"
+    assert fields[b"space"] == b"left-posterior-superior"
+
+
+def test_infer_refuses(client: MONAILabelClient, server: Server, tmp_path: pathlib.Path) -> None:
+    for model, image in (("no-such-model", STUDIES[0]), (MODEL, "no-such-image"), (MODEL, "")):
+        with pytest.raises(MONAILabelClientException) as refused:
+            client.infer(model, image, {})
+        assert refused.value.status_code >= 400
+    broken = tmp_path / "broken.nii.gz"
+    broken.write_bytes(pathlib.Path(server.extra).read_bytes()[:500])
+    with pytest.raises(MONAILabelClientException) as refused:
+        client.infer(MODEL, "", {}, file=str(broken))
+    assert refused.value.status_code == 422
+    assert client.info(), "the server goes on"
+
+
+def test_upload_label_download(client: MONAILabelClient, server: Server, tmp_path: pathlib.Path) -> None:
+    image = "py case 1.5"
+    assert client.upload_image(server.extra, image_id=image, params={"note": "test"}) == {"image": image}
+    fetched = requests.get(f"{server.url}/datastore/image", params={"image": image}, timeout=60)
+    assert fetched.content == pathlib.Path(server.extra).read_bytes()
+
+    completed = client.info()["datastore"]["completed"]
+    assert client.save_label(image, server.label(3), params=LABEL_INFO) == {"image": image, "label": image}
+    assert client.info()["datastore"]["completed"] == completed + 1
+    entry = client.datastore()["objects"][image]
+    assert entry["image"]["info"]["note"] == "test"
+    assert entry["labels"]["final"]["info"]["client_id"] == "python-test"
+    downloaded = pathlib.Path(client.download_label(image, "final"))
+    assert downloaded.read_bytes() == pathlib.Path(server.label(3)).read_bytes()
+
+    client.save_label(image, server.label(3), tag="version_1", params=LABEL_INFO)
+    assert list(client.datastore()["objects"][image]["labels"]) == ["final", "version_1"]
+    with pytest.raises(MONAILabelClientException):
+        client.download_label("no-such-image", "final")
+    with pytest.raises(MONAILabelClientException):
+        client.save_label("no-such-image", server.label(3))
+
+    smaller = tmp_path / "smaller.nii.gz"
+    nibabel.save(nibabel.Nifti1Image(numpy.ones((4, 4, 4), numpy.uint8), numpy.eye(4)), smaller)
+    with pytest.raises(MONAILabelClientException) as refused:
+        client.save_label(image, str(smaller))
+    assert refused.value.status_code in (400, 422)
+    downloaded = pathlib.Path(client.download_label(image, "final"))
+    assert downloaded.read_bytes() == pathlib.Path(server.label(3)).read_bytes(), "a refused label changes nothing"
+
+
+def test_session(client: MONAILabelClient, server: Server) -> None:
+    session = client.create_session(server.extra)
+    session_id = session["session_id"]
+    keys = ["name", "path", "image", "meta", "create_ts", "last_access_ts", "expiry"]
+    assert list(session["session_info"]) == keys
+    assert client.get_session(session_id)["expiry"] == session["session_info"]["expiry"]
+    mask, params = client.infer(MODEL, "", {"result_extension": ".nii.gz"}, session_id=session_id)
+    check_mask(client, mask, params, server.extra)
+    client.remove_session(session_id)
+    with pytest.raises(MONAILabelClientException) as gone:
+        client.get_session(session_id)
+    assert gone.value.status_code == 404
+
+
+def test_train(client: MONAILabelClient, server: Server) -> None:
+    """A real round: labels in, training, a new version that the next inference uses."""
+    assert client.train_stop() is None
+    assert not client.train_status(check_if_running=True)
+    with pytest.raises(MONAILabelClientException):
+        client.train_start("no-such-model", {})
+    for seed, name in enumerate(STUDIES[:2]):
+        client.save_label(name, server.label(seed), params=LABEL_INFO)
+    _, before = client.infer(MODEL, STUDIES[2], {"result_extension": ".nii.gz"})
+
+    task = client.train_start(MODEL, {"name": "train_01", "max_epochs": 1, "steps": 4, "seed": 5})
+    assert task["request"]["model"] == MODEL
+    assert client.train_status()["id"] == task["id"]
+    with pytest.raises(MONAILabelClientException) as busy:
+        client.train_start(MODEL, {"steps": 1})
+    assert busy.value.status_code == 429
+    assert client.info(), "the server answers while it trains"
+    mask, params = client.infer(MODEL, STUDIES[2], {"result_extension": ".nii.gz"})
+    check_mask(client, mask, params, server.folder / "studies" / f"{STUDIES[2]}.nii.gz")
+
+    done = wait_for_training(client)
+    assert done["status"] == "DONE", done
+    assert any("loss" in line for line in done["details"]), done
+    assert MODEL in client.info()["train_stats"]
+    mask, after = client.infer(MODEL, STUDIES[2], {"result_extension": ".nii.gz"})
+    check_mask(client, mask, after, server.folder / "studies" / f"{STUDIES[2]}.nii.gz")
+    assert after["model_version"] == before["model_version"] + 1
+
+
+def test_train_stop(client: MONAILabelClient, server: Server) -> None:
+    client.save_label(STUDIES[0], server.label(0), params=LABEL_INFO)
+    version = client.infer(MODEL, STUDIES[0], {})[1]["model_version"]
+    task = client.train_start(MODEL, {"steps": 100_000})
+    stopped = client.train_stop()
+    assert stopped["id"] == task["id"]
+    assert stopped["status"] == "STOPPED"
+    assert stopped["details"][-1], "Slicer reads the last detail without looking whether there is any"
+    assert not client.train_status(check_if_running=True)
+    assert client.infer(MODEL, STUDIES[0], {})[1]["model_version"] == version, "a stopped round publishes nothing"
