@@ -139,7 +139,11 @@ fn train_request(model: &str, params: Map<String, Value>) -> Result<TrainRequest
             "max_epochs and steps have to be 1 or more",
         ));
     }
-    if params.batch == Some(0) || params.learning_rate.is_some_and(|rate| !(rate > 0.0 && rate <= 1.0)) {
+    if params.batch == Some(0)
+        || params
+            .learning_rate
+            .is_some_and(|rate| !(rate > 0.0 && rate <= 1.0))
+    {
         return Err(ApiError::bad_request(
             "bad_params",
             "batch has to be 1 or more, and learning_rate above 0 and at most 1",

@@ -7,5 +7,5 @@ mod blend;
 mod segment;
 mod windows;
 
-pub use segment::{Segmentation, Segmenter};
 pub(super) use segment::{Forward, NetworkOn, segment};
+pub use segment::{Segmentation, Segmenter};

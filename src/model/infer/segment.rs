@@ -6,15 +6,15 @@ use std::time::Instant;
 
 use burn::tensor::{Tensor, TensorData, backend::Backend};
 
+use super::blend::Blend;
+use super::windows;
+use crate::imaging::{ImagingError, Volume, orientation, resample};
 use crate::model::engine::{DeviceChoice, Engine, on_engine};
 use crate::model::error::ModelError;
 use crate::model::kernels::Kernels;
 use crate::model::manifest::{Manifest, ModelDescription, Preprocessing};
 use crate::model::pct_net::{Mode, PctNet};
 use crate::model::weights::{import, to_f32};
-use crate::imaging::{ImagingError, Volume, orientation, resample};
-use super::blend::Blend;
-use super::windows;
 
 /// A window whose every voxel is below this holds only air; it is background without asking the network.
 const AIR_HU: f32 = -900.0;
@@ -52,7 +52,8 @@ pub(in crate::model) struct NetworkOn<B: Backend> {
 impl<B: Kernels> Forward for NetworkOn<B> {
     fn logits(&self, patch: Vec<f32>, size: [usize; 3]) -> Vec<f32> {
         let [d, h, w] = size;
-        let input = Tensor::<B, 5>::from_data(TensorData::new(patch, [1, 1, d, h, w]), &self.device);
+        let input =
+            Tensor::<B, 5>::from_data(TensorData::new(patch, [1, 1, d, h, w]), &self.device);
         to_f32(self.net.forward_finest(input, Mode::Eval).into_data())
     }
 }
@@ -69,13 +70,23 @@ impl Segmenter {
         let net: Box<dyn Forward> = on_engine!(engine, |B, device| {
             let net = PctNet::<B>::new(&manifest.network, 0, &device)?;
             let (net, report) = import(net, &state, manifest.network.resolution_mode);
-            if let Some(name) = report.missing.first().or(report.reshaped.first().map(|r| &r.name)) {
-                let reason = format!("the weights do not fit the manifest, for example {name}; convert the model again");
+            if let Some(name) = report
+                .missing
+                .first()
+                .or(report.reshaped.first().map(|r| &r.name))
+            {
+                let reason = format!(
+                    "the weights do not fit the manifest, for example {name}; convert the model again"
+                );
                 return Err(ModelError::bad(dir, reason));
             }
             Box::new(NetworkOn { net, device })
         });
-        Ok(Self { manifest, device: engine.name(), net })
+        Ok(Self {
+            manifest,
+            device: engine.name(),
+            net,
+        })
     }
 
     /// What the model is.
@@ -147,12 +158,22 @@ pub(in crate::model) fn segment(
     let network_s = start.elapsed().as_secs_f64() - finish_s;
 
     let finish = Instant::now();
-    let labels = Volume { geometry: output, voxels: blend.into_labels() };
+    let labels = Volume {
+        geometry: output,
+        voxels: blend.into_labels(),
+    };
     let labels = turn.undo(&labels);
     finish_s += finish.elapsed().as_secs_f64();
     Ok(Segmentation {
-        labels: Volume { geometry: scan.geometry, voxels: labels.voxels },
-        timings: vec![("prepare", prepare_s), ("network", network_s), ("finish", finish_s)],
+        labels: Volume {
+            geometry: scan.geometry,
+            voxels: labels.voxels,
+        },
+        timings: vec![
+            ("prepare", prepare_s),
+            ("network", network_s),
+            ("finish", finish_s),
+        ],
         windows: total - skipped,
         windows_skipped: skipped,
     })
@@ -166,9 +187,14 @@ pub(in crate::model) fn prepare(
     let mut scan = match preprocessing.spacing_mm {
         None => scan,
         Some(spacing_mm) => {
-            let grid = resample::grid_with_spacing(&scan.geometry, spacing_mm).map_err(ImagingError::from)?;
+            let grid = resample::grid_with_spacing(&scan.geometry, spacing_mm)
+                .map_err(ImagingError::from)?;
             let tolerance_mm = 1e-3;
-            if grid.same_grid(&scan.geometry, tolerance_mm) { scan } else { resample::linear(&scan, &grid, preprocessing.hu_window[0]) }
+            if grid.same_grid(&scan.geometry, tolerance_mm) {
+                scan
+            } else {
+                resample::linear(&scan, &grid, preprocessing.hu_window[0])
+            }
         }
     };
     for value in &mut scan.voxels {

@@ -17,5 +17,7 @@ pub mod plain;
 #[cfg(test)]
 mod tests;
 
-pub use operations::{AttentionLayout, Kernels, MASKED, NO_ROW, NormPreluGrads, RowIndex, VoxelLabels};
+pub use operations::{
+    AttentionLayout, Kernels, MASKED, NO_ROW, NormPreluGrads, RowIndex, VoxelLabels,
+};
 pub(crate) use operations::{DICE_SMOOTHING, NORM_EPSILON, raw, wrap};

@@ -33,7 +33,10 @@ pub trait Kernels: Backend {
     }
 
     /// Gradient of [`Kernels::same_conv3d`] for its input, from the gradient `grad` of its output.
-    fn same_conv3d_input_grad(weight: FloatTensor<Self>, grad: FloatTensor<Self>) -> FloatTensor<Self> {
+    fn same_conv3d_input_grad(
+        weight: FloatTensor<Self>,
+        grad: FloatTensor<Self>,
+    ) -> FloatTensor<Self> {
         plain::same_conv3d_input_grad::<Self>(weight, grad)
     }
 
@@ -104,7 +107,11 @@ pub trait Kernels: Backend {
     }
 
     /// Gradient of [`Kernels::max_pool`]: goes to the largest voxel of each block (the first among equals).
-    fn max_pool_grad(x: FloatTensor<Self>, depth: bool, grad: FloatTensor<Self>) -> FloatTensor<Self> {
+    fn max_pool_grad(
+        x: FloatTensor<Self>,
+        depth: bool,
+        grad: FloatTensor<Self>,
+    ) -> FloatTensor<Self> {
         plain::max_pool_grad::<Self>(x, depth, grad)
     }
 
@@ -240,12 +247,18 @@ impl RowIndex {
                 *to = new as u32;
             }
         }
-        Self { from: from.into(), to: to.into() }
+        Self {
+            from: from.into(),
+            to: to.into(),
+        }
     }
 
     /// The way back.
     pub fn inverse(&self) -> Self {
-        Self { from: self.to.clone(), to: self.from.clone() }
+        Self {
+            from: self.to.clone(),
+            to: self.from.clone(),
+        }
     }
 }
 

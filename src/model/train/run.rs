@@ -10,6 +10,7 @@ use burn::optim::{AdamConfig, GradientsParams, Optimizer, decay::WeightDecayConf
 use burn::tensor::{Tensor, TensorData, backend::Backend};
 
 use super::augment;
+use super::data::{PreparedCase, TrainCase, ValidationCase, load, prepare_all};
 use crate::model::engine::{DeviceChoice, Engine, on_engine};
 use crate::model::error::ModelError;
 use crate::model::infer::{Forward, NetworkOn, segment};
@@ -20,7 +21,6 @@ use crate::model::metrics;
 use crate::model::pct_net::{DropoutStream, Mode, PctNet};
 use crate::model::weights::{LoadReport, State, export, import};
 use crate::rng::Rng;
-use super::data::{PreparedCase, TrainCase, ValidationCase, load, prepare_all};
 
 /// Power of the polynomial learning-rate decay.
 const DECAY_POWER: f64 = 0.9;
@@ -130,7 +130,9 @@ pub struct TrainReport {
 /// Adam as `torch.optim.Adam` computes it: epsilon 1e-8, the weight decay added to the gradient.
 pub(crate) fn adam(weight_decay: f32) -> AdamConfig {
     let decay = (weight_decay > 0.0).then(|| WeightDecayConfig::new(weight_decay));
-    AdamConfig::new().with_epsilon(1e-8).with_weight_decay(decay)
+    AdamConfig::new()
+        .with_epsilon(1e-8)
+        .with_weight_decay(decay)
 }
 
 /// Trains and writes a model directory.
@@ -142,7 +144,9 @@ pub fn train(
     on: &mut dyn FnMut(TrainEvent) -> ControlFlow<()>,
 ) -> Result<TrainReport, ModelError> {
     if request.cases.is_empty() {
-        return Err(ModelError::Data("there is no labelled case to learn from; submit at least one".into()));
+        return Err(ModelError::Data(
+            "there is no labelled case to learn from; submit at least one".into(),
+        ));
     }
     let model = &request.model;
     model.network.validate()?;
@@ -150,8 +154,11 @@ pub fn train(
     let classes = model.network.class_num;
     let seed = request.options.seed;
     let cases = prepare_all(&request.cases, classes, &model.preprocessing, seed)?;
-    let validation: Vec<ValidationCase> =
-        request.validation.iter().map(|case| load(case, classes)).collect::<Result<_, _>>()?;
+    let validation: Vec<ValidationCase> = request
+        .validation
+        .iter()
+        .map(|case| load(case, classes))
+        .collect::<Result<_, _>>()?;
     let init = match &request.init {
         None => None,
         Some(dir) => {
@@ -160,7 +167,10 @@ pub fn train(
         }
     };
     let engine = Engine::open(request.options.device)?;
-    on_engine!(engine, |B, device| Trainer::<B>::new(request, cases, validation, init, device)?.run(on))
+    on_engine!(engine, |B, device| Trainer::<B>::new(
+        request, cases, validation, init, device
+    )?
+    .run(on))
 }
 
 struct Trainer<'a, B: Kernels> {
@@ -201,22 +211,42 @@ impl<'a, B: Kernels> Trainer<'a, B> {
             parent_sha256 = Some(manifest.weights_sha256);
         }
         let mirror = request.model.labels.mirrored();
-        Ok(Self { request, cases, validation, mirror, net, report, parent_sha256, device, best: None })
+        Ok(Self {
+            request,
+            cases,
+            validation,
+            mirror,
+            net,
+            report,
+            parent_sha256,
+            device,
+            best: None,
+        })
     }
 
-    fn run(mut self, on: &mut dyn FnMut(TrainEvent) -> ControlFlow<()>) -> Result<TrainReport, ModelError> {
+    fn run(
+        mut self,
+        on: &mut dyn FnMut(TrainEvent) -> ControlFlow<()>,
+    ) -> Result<TrainReport, ModelError> {
         let options = &self.request.options;
         let mut optimiser = adam(options.weight_decay).init();
         let started = Instant::now();
         let (mut recent, mut stopped, mut made) = (Recent::new(options.steps / 10 + 1), false, 0);
         for step in 0..options.steps {
-            let rate = options.learning_rate * (1.0 - step as f64 / options.steps as f64).powf(DECAY_POWER);
+            let rate = options.learning_rate
+                * (1.0 - step as f64 / options.steps as f64).powf(DECAY_POWER);
             let (loss, grads) = self.step(step)?;
             self.net = optimiser.step(rate, self.net, grads);
             made = step + 1;
             recent.add(loss);
             let rate_hz = made as f64 / started.elapsed().as_secs_f64();
-            stopped = on(TrainEvent::Step { step: made, steps: options.steps, loss, rate_hz }).is_break();
+            stopped = on(TrainEvent::Step {
+                step: made,
+                steps: options.steps,
+                loss,
+                rate_hz,
+            })
+            .is_break();
             let due = options.validate_every > 0 && made % options.validate_every == 0;
             if !stopped && due && made < options.steps {
                 stopped = self.validate(made, on)?.is_break();
@@ -228,7 +258,10 @@ impl<'a, B: Kernels> Trainer<'a, B> {
         if !stopped {
             stopped = self.validate(made, on)?.is_break();
         }
-        let best = self.best.take().unwrap_or_else(|| self.snapshot(made, Vec::new(), 0.0));
+        let best = self
+            .best
+            .take()
+            .unwrap_or_else(|| self.snapshot(made, Vec::new(), 0.0));
         self.write(best, made, recent.mean(), stopped)
     }
 
@@ -250,7 +283,10 @@ impl<'a, B: Kernels> Trainer<'a, B> {
             labels.append(&mut label);
             annotated.push(case.annotated.clone());
         }
-        let input = Tensor::from_data(TensorData::new(inputs, [options.batch, 1, d, h, w]), &self.device);
+        let input = Tensor::from_data(
+            TensorData::new(inputs, [options.batch, 1, d, h, w]),
+            &self.device,
+        );
         let target = Target::<Autodiff<B>>::new(&labels, size, &annotated, &self.device);
         let dropout = DropoutStream::new(Rng::new(options.seed).named("dropout").at(step as u64));
         let loss = deep_supervised(&self.net.forward(input, Mode::Train(&dropout)), &target);
@@ -258,7 +294,10 @@ impl<'a, B: Kernels> Trainer<'a, B> {
         if !value.is_finite() {
             return Err(ModelError::Diverged { step, loss: value });
         }
-        Ok((value, GradientsParams::from_grads(loss.backward(), &self.net)))
+        Ok((
+            value,
+            GradientsParams::from_grads(loss.backward(), &self.net),
+        ))
     }
 
     /// Dice on the validation cases; remembers the weights when they are the best so far.
@@ -270,7 +309,10 @@ impl<'a, B: Kernels> Trainer<'a, B> {
         if self.validation.is_empty() {
             return Ok(ControlFlow::Continue(()));
         }
-        let net = NetworkOn { net: self.net.valid(), device: self.device.clone() };
+        let net = NetworkOn {
+            net: self.net.valid(),
+            device: self.device.clone(),
+        };
         let description = &self.request.model;
         let between = &mut || on(TrainEvent::Between);
         let dice = match dice_on(&net, description, &self.validation, between)? {
@@ -279,7 +321,12 @@ impl<'a, B: Kernels> Trainer<'a, B> {
         };
         let mean = metrics::mean(dice.iter().copied()).unwrap_or(0.0);
         let best = self.best.as_ref().is_none_or(|best| mean > best.mean);
-        let flow = on(TrainEvent::Validated { step, dice: &dice, mean, best });
+        let flow = on(TrainEvent::Validated {
+            step,
+            dice: &dice,
+            mean,
+            best,
+        });
         if best {
             self.best = Some(self.snapshot(step, dice, mean));
         }
@@ -287,11 +334,25 @@ impl<'a, B: Kernels> Trainer<'a, B> {
     }
 
     fn snapshot(&self, step: usize, dice: Vec<Option<f64>>, mean: f64) -> Best {
-        let state = export(&self.net.valid(), self.request.model.network.resolution_mode);
-        Best { state, dice, mean, step }
+        let state = export(
+            &self.net.valid(),
+            self.request.model.network.resolution_mode,
+        );
+        Best {
+            state,
+            dice,
+            mean,
+            step,
+        }
     }
 
-    fn write(self, best: Best, steps: usize, loss: f32, stopped: bool) -> Result<TrainReport, ModelError> {
+    fn write(
+        self,
+        best: Best,
+        steps: usize,
+        loss: f32,
+        stopped: bool,
+    ) -> Result<TrainReport, ModelError> {
         let mut model = self.request.model.clone();
         let mean_dice = (!best.dice.is_empty()).then_some(best.mean);
         model.trained = model.trained || best.step > 0;
@@ -300,12 +361,23 @@ impl<'a, B: Kernels> Trainer<'a, B> {
         model.lineage.steps = Some(best.step);
         model.lineage.validation_dice = mean_dice;
         let manifest = write_model(&self.request.out, &model, &best.state)?;
-        Ok(TrainReport { manifest, init: self.report, steps, loss, dice: best.dice, mean_dice, stopped })
+        Ok(TrainReport {
+            manifest,
+            init: self.report,
+            steps,
+            loss,
+            dice: best.dice,
+            mean_dice,
+            stopped,
+        })
     }
 }
 
 fn scalar<B: Backend>(loss: &Tensor<B, 1>) -> f32 {
-    crate::model::weights::to_f32(loss.clone().into_data()).first().copied().unwrap_or(f32::NAN)
+    crate::model::weights::to_f32(loss.clone().into_data())
+        .first()
+        .copied()
+        .unwrap_or(f32::NAN)
 }
 
 /// Mean Dice per structure over cases, only where the structure was annotated.
@@ -323,7 +395,10 @@ fn dice_on(
             result => result?,
         };
         let dice = metrics::dice_per_class(&result.labels.voxels, &case.labels.voxels, classes);
-        let known = dice.into_iter().zip(&case.annotated).map(|(dice, &known)| dice.filter(|_| known));
+        let known = dice
+            .into_iter()
+            .zip(&case.annotated)
+            .map(|(dice, &known)| dice.filter(|_| known));
         per_case.push(known.collect::<Vec<_>>());
     }
     let mean = |class: usize| metrics::mean(per_case.iter().map(|dice| dice[class]));
@@ -338,7 +413,10 @@ struct Recent {
 
 impl Recent {
     fn new(len: usize) -> Self {
-        Self { values: Default::default(), len }
+        Self {
+            values: Default::default(),
+            len,
+        }
     }
 
     fn add(&mut self, value: f32) {
