@@ -98,14 +98,19 @@ impl PctNetConfig {
         )
     }
 
-    /// The published small size: 12 to 192 channels, for sites without a GPU and for the demo.
+    /// The published small size: 12 to 192 channels, for sites without a GPU and for the demo. Nothing is dropped out: at
+    /// this size, and with the few steps that a CPU has time for, learning too little is the risk.
     pub fn pct_net_s(class_num: usize, input_size: [usize; 3], resolution_mode: u8) -> Self {
-        Self::sized(
-            [12, 24, 48, 96, 192],
-            class_num,
-            input_size,
-            resolution_mode,
-        )
+        Self {
+            dropout: [0.0; 5],
+            drop_path: 0.0,
+            ..Self::sized(
+                [12, 24, 48, 96, 192],
+                class_num,
+                input_size,
+                resolution_mode,
+            )
+        }
     }
 
     fn sized(
