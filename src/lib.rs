@@ -1,4 +1,73 @@
-//! Fewlabel
+//! Fewlabel: segmentation of CT with few labels, as a server for clinicians and a library for the rest.
+//!
+//! A clinician works in 3D Slicer; the server proposes the next case, segments it with PCT-Net, takes
+//! the corrected label, fine-tunes in rounds and publishes each result as a new, immutable version.
+//! It speaks the MONAI Label protocol, so existing clients work unmodified.
+//!
+//! # Map
+//! ```text
+//! rest/ cli/  ──▶  project/ rounds/ sessions  ──▶  model/  ──▶  imaging/
+//!  transport            domain                     network      voxels in the patient
+//!                   │        ▲
+//!                   ▼        │ worker/: claims a job, computes, commits through the domain
+//!                 store/: rows, blobs, jobs        clock, config, rng, telemetry: leaves
+//! ```
+//! | module | what it is about | must not know |
+//! |---|---|---|
+//! | [`imaging`] | grids, files, resampling, pictures; arrays are `[z, y, x]`, the world is LPS mm | everything else |
+//! | [`model`] | PCT-Net, its weights, inference, training; the only place that names burn | projects, HTTP |
+//! | [`project`] | images, and labels as append-only revisions with author and annotated classes | HTTP, the network's inside |
+//! | [`rounds`] | which case is next, what a round learns from, which version serves | HTTP |
+//! | [`sessions`] | short-lived uploads that are not part of the project | HTTP |
+//! | [`store`] | SQLite rows, content-named blobs, the queue of jobs | what they mean |
+//! | [`worker`] | the process that computes | HTTP |
+//! | [`rest`] | one file per group of routes; start with `rest/router.rs` | how things are computed |
+//! | [`cli`] | one file per subcommand | |
+//!
+//! The arrows are checked by a test (`tests/it/layering.rs`).
+//!
+//! Two processes run: the server (`fewlabel serve`) answers requests and never computes; its child,
+//! the worker, computes and never answers. They meet in the data directory only, in the table of
+//! jobs: a job is claimed with a lease and a fencing number, so that either may be killed at any time.
+//!
+//! # A submit
+//! `PUT /datastore/label` ([`rest`]) streams the upload to `staging/`, hashing it.
+//! [`project::Project::submit_label`] decodes it, checks that it lies on the image's grid (a
+//! segmentation cropped by Slicer is put back onto it), maps its values to the project's classes by
+//! name, and puts both the file as it came and the normalised label into the blob store under their
+//! hashes. One
+//! transaction then adds the revision and its audit row; that commit *is* the submit. Only then does
+//! the client hear 200. A kill before it leaves a blob without a name; after it, nothing is lost.
+//!
+//! # An inference
+//! `POST /infer/{model}` adds a job and waits for it. The worker claims it before any other kind of
+//! work; training looks for such jobs between two steps and does them in between
+//! ([`worker`]). The scan is read, turned to LPS order, brought to the model's spacing and HU window,
+//! cut into overlapping windows ([`model::Segmenter`]); windows of air alone are skipped, logits are
+//! blended, and the argmax returns to the exact grid of the file. The file goes back as the second
+//! part of a multipart answer with `Content-Length`, which MONAI Label's client needs. A client that
+//! leaves takes its job along.
+//!
+//! # A round
+//! `POST /train/{model}` adds a job. [`rounds::fine_tune`] collects the accepted labels with the
+//! classes that were annotated in each (the others are unknown there, never background), keeps
+//! validation images apart by a hash of id and seed, and starts from the live version.
+//! [`model::train()`] reports after every step; the job's row carries that to `/info/` and `/train/`.
+//! [`rounds::registry`] moves the finished directory into place, and one transaction adds the version
+//! and sets the pointer; the next inference uses it. A stopped or failed round publishes nothing.
+//!
+//! # Decisions worth knowing
+//! - **Own codecs for NIfTI and NRRD.** The `nifti` crate accepts a wrong gzip checksum and an offset
+//!   that is not a number, and knows no NIfTI-2; a reader of patients' images must refuse the former.
+//! - **Own weights code, no burn-store.** Weights are safetensors under the names of the published
+//!   checkpoints ([`model::weights`]), so that they can be exchanged with PyTorch tensor by tensor.
+//! - **Uploaded models are safetensors only.** A `.pt` file is a program; `fewlabel convert` reads it
+//!   without executing it, in a child process with limits, and the server never reads one.
+//! - **An own page for the interface description**, embedded in the binary: `/` lists the routes from
+//!   `/openapi.json` and loads nothing from elsewhere.
+//! - **Own kernels on the CPU** ([`model::kernels`]): convolution, normalisation, attention and their
+//!   gradients, because training has to be bearable without a GPU. Each is tested against the plain
+//!   operations of burn.
 pub mod cli;
 pub mod clock;
 pub mod config;

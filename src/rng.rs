@@ -19,18 +19,26 @@ pub struct Rng {
 impl Rng {
     /// The stream of a seed.
     pub fn new(seed: u64) -> Self {
-        Self { key: mix(seed ^ GOLDEN), counter: 0 }
+        Self {
+            key: mix(seed ^ GOLDEN),
+            counter: 0,
+        }
     }
 
     /// An independent stream, the same for the same `number` however much was drawn here.
     pub fn stream(&self, number: u64) -> Self {
-        Self { key: mix(self.key ^ mix(number.wrapping_add(GOLDEN))), counter: 0 }
+        Self {
+            key: mix(self.key ^ mix(number.wrapping_add(GOLDEN))),
+            counter: 0,
+        }
     }
 
     /// An independent stream by name.
     pub fn named(&self, name: &str) -> Self {
         // FNV-1a, 64 bit.
-        let hash = name.bytes().fold(0xcbf2_9ce4_8422_2325u64, |h, b| (h ^ u64::from(b)).wrapping_mul(0x0100_0000_01b3));
+        let hash = name.bytes().fold(0xcbf2_9ce4_8422_2325u64, |h, b| {
+            (h ^ u64::from(b)).wrapping_mul(0x0100_0000_01b3)
+        });
         self.stream(hash)
     }
 
@@ -75,7 +83,10 @@ impl Rng {
 
     /// Standard normal number `n` of the stream, without moving it.
     pub fn normal_at(&self, n: u64) -> f64 {
-        box_muller(self.at(n.wrapping_mul(2)), self.at(n.wrapping_mul(2).wrapping_add(1)))
+        box_muller(
+            self.at(n.wrapping_mul(2)),
+            self.at(n.wrapping_mul(2).wrapping_add(1)),
+        )
     }
 
     /// Puts `items` in random order, every order equally likely.
@@ -133,7 +144,10 @@ mod tests {
             normal_square += z * z / f64::from(n);
         }
         assert!((mean - 0.5).abs() < 0.005, "{mean}");
-        assert!(normal_mean.abs() < 0.01 && (normal_square - 1.0).abs() < 0.02, "{normal_mean} {normal_square}");
+        assert!(
+            normal_mean.abs() < 0.01 && (normal_square - 1.0).abs() < 0.02,
+            "{normal_mean} {normal_square}"
+        );
     }
 
     #[test]
@@ -141,8 +155,13 @@ mod tests {
         let rng = Rng::new(3);
         for bit in 0..64 {
             let ones = (0..4096).filter(|n| rng.at(*n) >> bit & 1 == 1).count();
-            let changes = (0..4096).filter(|n| (rng.at(*n) ^ rng.at(n + 1)) >> bit & 1 == 1).count();
-            assert!((1800..2300).contains(&ones) && (1800..2300).contains(&changes), "bit {bit}: {ones} {changes}");
+            let changes = (0..4096)
+                .filter(|n| (rng.at(*n) ^ rng.at(n + 1)) >> bit & 1 == 1)
+                .count();
+            assert!(
+                (1800..2300).contains(&ones) && (1800..2300).contains(&changes),
+                "bit {bit}: {ones} {changes}"
+            );
         }
     }
 

@@ -47,7 +47,11 @@ fn parse_patch(text: &str) -> Result<[usize; 3], String> {
 /// A patch that the network does not accept, a device that is not there.
 pub fn run(args: BenchArgs) -> anyhow::Result<()> {
     let device = probe_device(args.device)?;
-    let patches = if args.patch.is_empty() { vec![[32, 64, 64], [64, 128, 128]] } else { args.patch };
+    let patches = if args.patch.is_empty() {
+        vec![[32, 64, 64], [64, 128, 128]]
+    } else {
+        args.patch
+    };
     let works = match args.work.as_str() {
         "forward" => vec![Work::Forward],
         "step" => vec![Work::TrainingStep],
@@ -61,17 +65,23 @@ pub fn run(args: BenchArgs) -> anyhow::Result<()> {
     let mut results = Vec::new();
     for patch in patches {
         for &work in &works {
-            let mut seconds = measure(work, &config, patch, usize::from(args.repeats), args.device)?;
+            let mut seconds =
+                measure(work, &config, patch, usize::from(args.repeats), args.device)?;
             seconds.sort_by(f64::total_cmp);
             let name = match work {
                 Work::Forward => "forward",
                 Work::TrainingStep => "training step",
             };
-            let [least, median, most] = [0, seconds.len() / 2, seconds.len() - 1].map(|i| seconds[i]);
+            let [least, median, most] =
+                [0, seconds.len() / 2, seconds.len() - 1].map(|i| seconds[i]);
             let peak_mib = peak_memory_bytes().map(|bytes| bytes >> 20);
             if !args.json {
-                let memory = peak_mib.map_or_else(String::new, |mib| format!(", peak so far {mib} MiB"));
-                println!("{} {name} {patch:?} on {device}: {median:.3} s [{least:.3}-{most:.3}]{memory}", args.network);
+                let memory =
+                    peak_mib.map_or_else(String::new, |mib| format!(", peak so far {mib} MiB"));
+                println!(
+                    "{} {name} {patch:?} on {device}: {median:.3} s [{least:.3}-{most:.3}]{memory}",
+                    args.network
+                );
             }
             results.push(json!({
                 "network": args.network, "work": name, "patch_zyx": patch, "seconds": seconds,
@@ -80,7 +90,10 @@ pub fn run(args: BenchArgs) -> anyhow::Result<()> {
         }
     }
     if args.json {
-        println!("{}", serde_json::to_string_pretty(&json!({"device": device, "results": results}))?);
+        println!(
+            "{}",
+            serde_json::to_string_pretty(&json!({"device": device, "results": results}))?
+        );
     }
     Ok(())
 }

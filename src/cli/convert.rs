@@ -44,7 +44,12 @@ pub struct ConvertArgs {
     #[arg(long, value_name = "Z,Y,X")]
     spacing_mm: Option<String>,
     /// HU range that becomes [-1, 1]
-    #[arg(long, value_name = "LOW,HIGH", default_value = "-1000,1000", allow_hyphen_values = true)]
+    #[arg(
+        long,
+        value_name = "LOW,HIGH",
+        default_value = "-1000,1000",
+        allow_hyphen_values = true
+    )]
     hu_window: String,
     /// Name of the model
     #[arg(long, default_value = "pct-net")]
@@ -66,18 +71,30 @@ pub fn run(args: ConvertArgs) -> anyhow::Result<()> {
         return read_in_child(&args.checkpoint, Path::new(&out));
     }
     if args.out.exists() {
-        bail!("{} is there already; models are never overwritten. Name another directory", args.out.display());
+        bail!(
+            "{} is there already; models are never overwritten. Name another directory",
+            args.out.display()
+        );
     }
-    let text = std::fs::read(&args.config).with_context(|| format!("cannot read {}", args.config.display()))?;
+    let text = std::fs::read(&args.config)
+        .with_context(|| format!("cannot read {}", args.config.display()))?;
     let network: PctNetConfig = serde_json::from_slice(&text)
         .with_context(|| format!("{} is not a PCT-Net configuration", args.config.display()))?;
     network.validate()?;
     let labels = match &args.labels {
         Some(list) => LabelSchema::from_list(list).map_err(|e| Usage(format!("--labels: {e}")))?,
-        None => LabelSchema::new((1..network.class_num).map(|k| format!("class_{k}")).collect())?,
+        None => LabelSchema::new(
+            (1..network.class_num)
+                .map(|k| format!("class_{k}"))
+                .collect(),
+        )?,
     };
     let preprocessing = Preprocessing {
-        spacing_mm: args.spacing_mm.as_deref().map(|text| numbers("--spacing-mm", text)).transpose()?,
+        spacing_mm: args
+            .spacing_mm
+            .as_deref()
+            .map(|text| numbers("--spacing-mm", text))
+            .transpose()?,
         hu_window: numbers("--hu-window", &args.hu_window)?.map(|v| v as f32),
     };
     let staging = tempfile::tempdir().context("cannot make a temporary directory")?;
@@ -85,12 +102,19 @@ pub fn run(args: ConvertArgs) -> anyhow::Result<()> {
     run_child(&args.checkpoint, &tensors)?;
     let bytes = std::fs::read(&tensors)?;
     let state = parse(&bytes).map_err(anyhow::Error::msg)?;
-    let options = ConvertOptions { name: args.name, network, labels, preprocessing, partial: args.partial };
+    let options = ConvertOptions {
+        name: args.name,
+        network,
+        labels,
+        preprocessing,
+        partial: args.partial,
+    };
     let conversion = convert(&options, &state, &args.out)?;
     eprintln!("{}", report(&conversion));
     println!("{}", args.out.display());
     if let Some(reference) = &args.verify {
-        let bytes = std::fs::read(reference).with_context(|| format!("cannot read {}", reference.display()))?;
+        let bytes = std::fs::read(reference)
+            .with_context(|| format!("cannot read {}", reference.display()))?;
         let reference = parse(&bytes).map_err(anyhow::Error::msg)?;
         for (name, difference) in verify(&args.out, &reference)? {
             println!("{name}: largest absolute difference {difference:.3e}");
@@ -101,13 +125,27 @@ pub fn run(args: ConvertArgs) -> anyhow::Result<()> {
 
 fn numbers<const N: usize>(option: &str, text: &str) -> anyhow::Result<[f64; N]> {
     let values: Result<Vec<f64>, _> = text.split(',').map(|v| v.trim().parse()).collect();
-    let values = values.ok().and_then(|values| <[f64; N]>::try_from(values).ok());
-    Ok(values.ok_or_else(|| Usage(format!("{option} {text}: {N} numbers with commas are needed")))?)
+    let values = values
+        .ok()
+        .and_then(|values| <[f64; N]>::try_from(values).ok());
+    Ok(values.ok_or_else(|| {
+        Usage(format!(
+            "{option} {text}: {N} numbers with commas are needed"
+        ))
+    })?)
 }
 
 /// The child's whole life: limits, read, write.
 fn read_in_child(checkpoint: &Path, out: &Path) -> anyhow::Result<()> {
-    let limit = |resource, value| setrlimit(resource, Rlimit { current: Some(value), maximum: Some(value) });
+    let limit = |resource, value| {
+        setrlimit(
+            resource,
+            Rlimit {
+                current: Some(value),
+                maximum: Some(value),
+            },
+        )
+    };
     limit(Resource::As, CHILD_MEMORY_BYTES)?;
     limit(Resource::Cpu, CHILD_CPU_S)?;
     limit(Resource::Core, 0)?;
@@ -137,7 +175,11 @@ fn run_child(checkpoint: &Path, out: &Path) -> anyhow::Result<()> {
         if started.elapsed() > CHILD_WALL {
             child.kill()?;
             child.wait()?;
-            bail!("{}: reading took longer than {} s; nothing was written", checkpoint.display(), CHILD_WALL.as_secs());
+            bail!(
+                "{}: reading took longer than {} s; nothing was written",
+                checkpoint.display(),
+                CHILD_WALL.as_secs()
+            );
         }
         std::thread::sleep(Duration::from_millis(10));
     };
@@ -150,7 +192,12 @@ fn run_child(checkpoint: &Path, out: &Path) -> anyhow::Result<()> {
         stderr.read_to_string(&mut said).unwrap_or(0);
     }
     let reason = match status.code() {
-        Some(_) => said.lines().next().unwrap_or("unknown reason").trim_start_matches("fewlabel: ").to_owned(),
+        Some(_) => said
+            .lines()
+            .next()
+            .unwrap_or("unknown reason")
+            .trim_start_matches("fewlabel: ")
+            .to_owned(),
         None => format!("the file made its reader fail ({status}); it is damaged or hostile"),
     };
     bail!("{}: {reason}. Nothing was written", checkpoint.display())
@@ -170,14 +217,22 @@ fn report(conversion: &Conversion) -> String {
         let _ = write!(text, "\n  missing, starts afresh: {name}");
     }
     for tensor in &report.reshaped {
-        let _ = write!(text, "\n  other shape, starts afresh: {} {:?} in the file, {:?} here", tensor.name, tensor.file, tensor.network);
+        let _ = write!(
+            text,
+            "\n  other shape, starts afresh: {} {:?} in the file, {:?} here",
+            tensor.name, tensor.file, tensor.network
+        );
     }
     const SHOWN: usize = 12;
     for name in report.unused.iter().take(SHOWN) {
         let _ = write!(text, "\n  unused: {name}");
     }
     if report.unused.len() > SHOWN {
-        let _ = write!(text, "\n  unused: {} more (other resolution modes and the published network's unused layers)", report.unused.len() - SHOWN);
+        let _ = write!(
+            text,
+            "\n  unused: {} more (other resolution modes and the published network's unused layers)",
+            report.unused.len() - SHOWN
+        );
     }
     text
 }

@@ -57,18 +57,30 @@ impl Dataset {
             _ => (dir.to_owned(), dir.join("labels/final")),
         };
         let masks = files(&masks)?;
-        let all: Vec<u16> = labels.values().into_iter().map(|(value, _)| value).collect();
+        let all: Vec<u16> = labels
+            .values()
+            .into_iter()
+            .map(|(value, _)| value)
+            .collect();
         let mut cases: Vec<TrainCase> = files(&images)?
             .into_iter()
             .filter_map(|(name, image)| {
                 let label = masks.get(&name)?.clone();
                 let annotated = annotated.get(&name).unwrap_or(&all).clone();
-                Some(TrainCase { name, image, label, annotated })
+                Some(TrainCase {
+                    name,
+                    image,
+                    label,
+                    annotated,
+                })
             })
             .collect();
         cases.sort_by(|a, b| a.name.cmp(&b.name));
         if cases.is_empty() {
-            bail!("{}: no image has a label of the same name (looked for imagesTr with labelsTr, and for labels/final)", dir.display());
+            bail!(
+                "{}: no image has a label of the same name (looked for imagesTr with labelsTr, and for labels/final)",
+                dir.display()
+            );
         }
         Ok(Self { labels, cases })
     }
@@ -79,12 +91,16 @@ fn name_of(path: &Path) -> Option<String> {
     if name.starts_with('.') {
         return None;
     }
-    [".nii.gz", ".nii", ".nrrd"].iter().find_map(|suffix| name.strip_suffix(suffix)).map(str::to_owned)
+    [".nii.gz", ".nii", ".nrrd"]
+        .iter()
+        .find_map(|suffix| name.strip_suffix(suffix))
+        .map(str::to_owned)
 }
 
 /// Images of a folder by name without suffix; hidden files are left out.
 pub(super) fn files(dir: &Path) -> anyhow::Result<HashMap<String, PathBuf>> {
-    let entries = std::fs::read_dir(dir).with_context(|| format!("cannot read {}", dir.display()))?;
+    let entries =
+        std::fs::read_dir(dir).with_context(|| format!("cannot read {}", dir.display()))?;
     let mut found = HashMap::new();
     for entry in entries {
         let path = entry?.path();
@@ -113,7 +129,11 @@ mod tests {
                 "training": [{"image": "./imagesTr/b.nii.gz", "label": "./labelsTr/b.nii.gz", "annotated_labels": [2]}]}"#;
             std::fs::write(dir.path().join("dataset.json"), json).unwrap();
             let dataset = Dataset::open(dir.path()).unwrap();
-            let names: Vec<_> = dataset.cases.iter().map(|case| case.name.as_str()).collect();
+            let names: Vec<_> = dataset
+                .cases
+                .iter()
+                .map(|case| case.name.as_str())
+                .collect();
             assert_eq!(names, ["a", "b"]);
             assert_eq!(dataset.cases[0].annotated, [1, 2]);
             assert_eq!(dataset.cases[1].annotated, [2]);

@@ -40,9 +40,16 @@ pub struct InferArgs {
 /// # Errors
 /// When the model cannot be loaded or the arguments contradict each other.
 pub fn run(args: InferArgs) -> anyhow::Result<ExitCode> {
-    let as_file = args.out.file_name().and_then(|name| LabelFormat::from_suffix(&name.to_string_lossy()));
+    let as_file = args
+        .out
+        .file_name()
+        .and_then(|name| LabelFormat::from_suffix(&name.to_string_lossy()));
     if as_file.is_some() && args.images.len() > 1 {
-        bail!(Usage(format!("--out {} is one file, but there are {} images; name a folder", args.out.display(), args.images.len())));
+        bail!(Usage(format!(
+            "--out {} is one file, but there are {} images; name a folder",
+            args.out.display(),
+            args.images.len()
+        )));
     }
     let load = Instant::now();
     let segmenter = Segmenter::load(&args.model, args.device)?;
@@ -54,7 +61,10 @@ pub fn run(args: InferArgs) -> anyhow::Result<ExitCode> {
     for image in &args.images {
         let (out, format) = match as_file {
             Some(format) => (args.out.clone(), format),
-            None => (args.out.join(format!("{}.nii.gz", stem(image))), LabelFormat::NiftiGz),
+            None => (
+                args.out.join(format!("{}.nii.gz", stem(image))),
+                LabelFormat::NiftiGz,
+            ),
         };
         match segment_file(&segmenter, image, &out, format) {
             Ok(entry) => {
@@ -69,7 +79,11 @@ pub fn run(args: InferArgs) -> anyhow::Result<ExitCode> {
             }
         }
     }
-    let code = if failed.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE };
+    let code = if failed.is_empty() {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    };
     if args.json {
         let report = json!({
             "model": segmenter.manifest().name,
@@ -101,13 +115,27 @@ fn segment_file(
     })?;
     let write = Instant::now();
     if let Some(parent) = out.parent().filter(|parent| !parent.as_os_str().is_empty()) {
-        std::fs::create_dir_all(parent).with_context(|| format!("cannot make {}", parent.display()))?;
+        std::fs::create_dir_all(parent)
+            .with_context(|| format!("cannot make {}", parent.display()))?;
     }
-    write_label(out, &result.labels, &segmenter.manifest().labels.values(), format)?;
+    write_label(
+        out,
+        &result.labels,
+        &segmenter.manifest().labels.values(),
+        format,
+    )?;
     let mut seconds = serde_json::Map::from_iter([("read".to_owned(), json!(read_s))]);
-    seconds.extend(result.timings.iter().map(|(stage, s)| ((*stage).to_owned(), json!(s))));
+    seconds.extend(
+        result
+            .timings
+            .iter()
+            .map(|(stage, s)| ((*stage).to_owned(), json!(s))),
+    );
     seconds.insert("write".to_owned(), json!(write.elapsed().as_secs_f64()));
-    seconds.insert("total".to_owned(), json!((start.elapsed().as_secs_f64() * 1000.0).round() / 1000.0));
+    seconds.insert(
+        "total".to_owned(),
+        json!((start.elapsed().as_secs_f64() * 1000.0).round() / 1000.0),
+    );
     Ok(json!({
         "path": image,
         "label": out,
@@ -120,7 +148,9 @@ fn segment_file(
 
 /// File name without its format's suffix.
 fn stem(path: &Path) -> String {
-    let name = path.file_name().map_or_else(|| "image".into(), |name| name.to_string_lossy());
+    let name = path
+        .file_name()
+        .map_or_else(|| "image".into(), |name| name.to_string_lossy());
     [".nii.gz", ".nii", ".nrrd"]
         .iter()
         .find_map(|suffix| name.strip_suffix(suffix))

@@ -21,14 +21,20 @@ impl Progress {
     pub fn new(what: &str, total: usize) -> Self {
         let bar = std::io::stderr().is_terminal().then(|| {
             let bar = ProgressBar::new(total as u64);
-            let style = ProgressStyle::with_template("{prefix} [{bar:32}] {pos}/{len} {msg} ({eta} left)");
+            let style =
+                ProgressStyle::with_template("{prefix} [{bar:32}] {pos}/{len} {msg} ({eta} left)");
             if let Ok(style) = style {
                 bar.set_style(style);
             }
             bar.set_prefix(what.to_owned());
             bar
         });
-        Self { bar, what: what.to_owned(), started: Instant::now(), last_line: None }
+        Self {
+            bar,
+            what: what.to_owned(),
+            started: Instant::now(),
+            last_line: None,
+        }
     }
 
     /// `done` of `total` steps are done.
@@ -39,11 +45,17 @@ impl Progress {
             bar.set_message(message.to_owned());
             return;
         }
-        let due = self.last_line.is_none_or(|last| last.elapsed() >= LINE_EVERY);
+        let due = self
+            .last_line
+            .is_none_or(|last| last.elapsed() >= LINE_EVERY);
         if due || done == total {
             self.last_line = Some(Instant::now());
-            let left_s = self.started.elapsed().as_secs_f64() / done.max(1) as f64 * (total - done.min(total)) as f64;
-            eprintln!("{} {done}/{total} {message} ({left_s:.0} s left)", self.what);
+            let left_s = self.started.elapsed().as_secs_f64() / done.max(1) as f64
+                * (total - done.min(total)) as f64;
+            eprintln!(
+                "{} {done}/{total} {message} ({left_s:.0} s left)",
+                self.what
+            );
         }
     }
 

@@ -12,8 +12,8 @@ use super::dataset::Dataset;
 use super::progress::Progress;
 use crate::imaging::{Budget, read_scan};
 use crate::model::{
-    DeviceChoice, Lineage, Manifest, ModelDescription, PctNetConfig, TrainCase, TrainEvent, TrainOptions,
-    TrainRequest, plan_preprocessing,
+    DeviceChoice, Lineage, Manifest, ModelDescription, PctNetConfig, TrainCase, TrainEvent,
+    TrainOptions, TrainRequest, plan_preprocessing,
 };
 use crate::rng::Rng;
 
@@ -58,21 +58,36 @@ pub struct TrainArgs {
 /// Data that cannot be used, an output that exists, a diverging loss. Nothing is written then.
 pub fn run(args: TrainArgs) -> anyhow::Result<()> {
     if args.out.exists() {
-        bail!("{} is there already; models are never overwritten. Name another directory", args.out.display());
+        bail!(
+            "{} is there already; models are never overwritten. Name another directory",
+            args.out.display()
+        );
     }
     let dataset = Dataset::open(&args.data)?;
     let (cases, validation) = split(dataset.cases, args.seed, args.val_split);
     let model = match &args.init {
         Some(dir) => {
             let model = Manifest::read(dir)?.model;
-            let network = PctNetConfig { class_num: dataset.labels.class_count(), ..model.network };
-            ModelDescription { network, labels: dataset.labels, lineage: Lineage::made_by("trained"), ..model }
+            let network = PctNetConfig {
+                class_num: dataset.labels.class_count(),
+                ..model.network
+            };
+            ModelDescription {
+                network,
+                labels: dataset.labels,
+                lineage: Lineage::made_by("trained"),
+                ..model
+            }
         }
         None => {
             let mut scans = Vec::new();
             for case in &cases {
                 let scan = read_scan(&case.image, &Budget::default());
-                scans.push(scan.with_context(|| case.image.display().to_string())?.volume.geometry);
+                scans.push(
+                    scan.with_context(|| case.image.display().to_string())?
+                        .volume
+                        .geometry,
+                );
             }
             ModelDescription {
                 name: "pct-net-s".to_owned(),
@@ -94,34 +109,79 @@ pub fn run(args: TrainArgs) -> anyhow::Result<()> {
         device: args.device,
         ..TrainOptions::default()
     };
-    eprintln!("learning from {} cases, choosing on {}", cases.len(), validation.len());
-    let request = TrainRequest { cases, validation, model, init: args.init, out: args.out.clone(), options };
+    eprintln!(
+        "learning from {} cases, choosing on {}",
+        cases.len(),
+        validation.len()
+    );
+    let request = TrainRequest {
+        cases,
+        validation,
+        model,
+        init: args.init,
+        out: args.out.clone(),
+        options,
+    };
 
     let interrupted = Arc::new(AtomicBool::new(false));
     let flag = interrupted.clone();
-    ctrlc::set_handler(move || flag.store(true, Ordering::Relaxed)).context("cannot listen for Ctrl-C")?;
+    ctrlc::set_handler(move || flag.store(true, Ordering::Relaxed))
+        .context("cannot listen for Ctrl-C")?;
     let mut progress = Progress::new("train", args.steps);
     let report = crate::model::train(&request, &mut |event| {
         match event {
-            TrainEvent::Step { step, steps, loss, rate_hz } => {
+            TrainEvent::Step {
+                step,
+                steps,
+                loss,
+                rate_hz,
+            } => {
                 progress.set(step, steps, &format!("loss {loss:.4}, {rate_hz:.2} it/s"));
             }
-            TrainEvent::Validated { step, mean, best, .. } => {
-                progress.note(&format!("step {step}: validation Dice {mean:.4}{}", if best { ", the best so far" } else { "" }));
+            TrainEvent::Validated {
+                step, mean, best, ..
+            } => {
+                progress.note(&format!(
+                    "step {step}: validation Dice {mean:.4}{}",
+                    if best { ", the best so far" } else { "" }
+                ));
             }
             TrainEvent::Between => {}
         }
-        if interrupted.load(Ordering::Relaxed) { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        if interrupted.load(Ordering::Relaxed) {
+            ControlFlow::Break(())
+        } else {
+            ControlFlow::Continue(())
+        }
     })?;
     drop(progress);
     if let Some(init) = &report.init {
-        eprintln!("{} tensors taken from the model it started from, {} started afresh", init.loaded.len(), init.missing.len() + init.reshaped.len());
+        eprintln!(
+            "{} tensors taken from the model it started from, {} started afresh",
+            init.loaded.len(),
+            init.missing.len() + init.reshaped.len()
+        );
     }
     for (name, dice) in names.iter().zip(&report.dice) {
-        println!("{name}: {}", dice.map_or_else(|| "not in the validation cases".to_owned(), |dice| format!("Dice {dice:.4}")));
+        println!(
+            "{name}: {}",
+            dice.map_or_else(
+                || "not in the validation cases".to_owned(),
+                |dice| format!("Dice {dice:.4}")
+            )
+        );
     }
-    let ended = if report.stopped { "stopped after" } else { "trained" };
-    println!("{ended} {} steps, loss {:.4}: {}", report.steps, report.loss, args.out.display());
+    let ended = if report.stopped {
+        "stopped after"
+    } else {
+        "trained"
+    };
+    println!(
+        "{ended} {} steps, loss {:.4}: {}",
+        report.steps,
+        report.loss,
+        args.out.display()
+    );
     Ok(())
 }
 
@@ -129,8 +189,9 @@ pub fn run(args: TrainArgs) -> anyhow::Result<()> {
 /// least one case stays for learning.
 fn split(cases: Vec<TrainCase>, seed: u64, share: f64) -> (Vec<TrainCase>, Vec<TrainCase>) {
     let split = Rng::new(seed).named("split");
-    let (mut held_out, mut learning): (Vec<_>, Vec<_>) =
-        cases.into_iter().partition(|case| split.named(&case.name).uniform() < share);
+    let (mut held_out, mut learning): (Vec<_>, Vec<_>) = cases
+        .into_iter()
+        .partition(|case| split.named(&case.name).uniform() < share);
     if learning.is_empty() {
         learning.append(&mut held_out);
     }

@@ -45,7 +45,9 @@ pub fn measure(
 fn noise<B: Backend>(patch: [usize; 3], device: &B::Device) -> Tensor<B, 5> {
     let [d, h, w] = patch;
     let rng = Rng::new(1);
-    let values = (0..(d * h * w) as u64).map(|i| rng.normal_at(i) as f32).collect::<Vec<_>>();
+    let values = (0..(d * h * w) as u64)
+        .map(|i| rng.normal_at(i) as f32)
+        .collect::<Vec<_>>();
     Tensor::from_data(TensorData::new(values, [1, 1, d, h, w]), device)
 }
 
@@ -72,8 +74,9 @@ fn training_step<B: Kernels>(
     let mut optimiser = adam(1e-5).init();
     let input = noise::<Autodiff<B>>(patch, device);
     let mut rng = Rng::new(2);
-    let labels: Vec<u8> =
-        (0..patch.iter().product::<usize>()).map(|_| rng.below(config.class_num) as u8).collect();
+    let labels: Vec<u8> = (0..patch.iter().product::<usize>())
+        .map(|_| rng.below(config.class_num) as u8)
+        .collect();
     let target = Target::new(&labels, patch, &[vec![true; config.class_num]], device);
     Ok(timed(repeats, || {
         if let Some(old) = net.take() {

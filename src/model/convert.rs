@@ -44,8 +44,15 @@ pub struct Conversion {
 ///
 /// # Errors
 /// An encoder covered below 90 % (unless `partial`), no tensor that fits, an output that exists. Nothing is written then.
-pub fn convert(options: &ConvertOptions, state: &State, out: &Path) -> Result<Conversion, ModelError> {
-    let network = PctNetConfig { class_num: options.labels.class_count(), ..options.network.clone() };
+pub fn convert(
+    options: &ConvertOptions,
+    state: &State,
+    out: &Path,
+) -> Result<Conversion, ModelError> {
+    let network = PctNetConfig {
+        class_num: options.labels.class_count(),
+        ..options.network.clone()
+    };
     let mode = network.resolution_mode;
     let net = PctNet::<Flex>::new(&network, SEED, &Default::default())?;
     let (net, report) = import(net, state, mode);
@@ -60,7 +67,10 @@ pub fn convert(options: &ConvertOptions, state: &State, out: &Path) -> Result<Co
         return Err(ModelError::bad(out, reason));
     }
     if report.loaded.is_empty() {
-        return Err(ModelError::bad(out, "no tensor of the checkpoint fits this architecture. Nothing was written"));
+        return Err(ModelError::bad(
+            out,
+            "no tensor of the checkpoint fits this architecture. Nothing was written",
+        ));
     }
     let description = ModelDescription {
         name: options.name.clone(),
@@ -70,7 +80,10 @@ pub fn convert(options: &ConvertOptions, state: &State, out: &Path) -> Result<Co
         preprocessing: options.preprocessing.clone(),
         // Heads that start afresh have learned nothing.
         trained: report.missing.is_empty() && report.reshaped.is_empty(),
-        lineage: Lineage { seed: Some(SEED), ..Lineage::made_by("converted") },
+        lineage: Lineage {
+            seed: Some(SEED),
+            ..Lineage::made_by("converted")
+        },
     };
     let manifest = write_model(out, &description, &export(&net, mode))?;
     Ok(Conversion { manifest, report })
@@ -87,7 +100,10 @@ pub fn create_untrained(
     labels: &LabelSchema,
     seed: u64,
 ) -> Result<Manifest, ModelError> {
-    let network = PctNetConfig { class_num: labels.class_count(), ..network.clone() };
+    let network = PctNetConfig {
+        class_num: labels.class_count(),
+        ..network.clone()
+    };
     let net = PctNet::<Flex>::new(&network, seed, &Default::default())?;
     let description = ModelDescription {
         name: name.to_owned(),
@@ -95,7 +111,10 @@ pub fn create_untrained(
         labels: labels.clone(),
         preprocessing: Preprocessing::default(),
         trained: false,
-        lineage: Lineage { seed: Some(seed), ..Lineage::made_by("initialised") },
+        lineage: Lineage {
+            seed: Some(seed),
+            ..Lineage::made_by("initialised")
+        },
         network: network.clone(),
     };
     write_model(dir, &description, &export(&net, network.resolution_mode))
@@ -111,10 +130,16 @@ pub fn verify(model: &Path, reference: &State) -> Result<Vec<(String, f32)>, Mod
     let bad = |reason: &str| ModelError::bad(model, format!("the reference {reason}"));
     let manifest = Manifest::read(model)?;
     let net = PctNet::<Flex>::new(&manifest.network, SEED, &Default::default())?;
-    let (net, _) = import(net, &manifest.read_weights(model)?, manifest.network.resolution_mode);
-    let input = reference.get("input").ok_or_else(|| bad("has no tensor \"input\""))?;
-    let [_, channels, d, h, w] =
-        <[usize; 5]>::try_from(input.shape.clone()).map_err(|_| bad("has an input that is not 5-dimensional"))?;
+    let (net, _) = import(
+        net,
+        &manifest.read_weights(model)?,
+        manifest.network.resolution_mode,
+    );
+    let input = reference
+        .get("input")
+        .ok_or_else(|| bad("has no tensor \"input\""))?;
+    let [_, channels, d, h, w] = <[usize; 5]>::try_from(input.shape.clone())
+        .map_err(|_| bad("has an input that is not 5-dimensional"))?;
     if channels != manifest.network.in_chns {
         return Err(bad("has an input of another channel count"));
     }
@@ -124,8 +149,11 @@ pub fn verify(model: &Path, reference: &State) -> Result<Vec<(String, f32)>, Mod
     let mut differences = Vec::new();
     for (i, output) in outputs.into_iter().enumerate() {
         let name = format!("logits{i}");
-        let Some(expected) = reference.get(&name) else { continue };
-        let difference = largest_difference(output, expected).ok_or_else(|| bad("has outputs of another shape"))?;
+        let Some(expected) = reference.get(&name) else {
+            continue;
+        };
+        let difference = largest_difference(output, expected)
+            .ok_or_else(|| bad("has outputs of another shape"))?;
         differences.push((name, difference));
     }
     Ok(differences)
@@ -134,8 +162,18 @@ pub fn verify(model: &Path, reference: &State) -> Result<Vec<(String, f32)>, Mod
 /// `None` when the shapes do not fit.
 pub(super) fn largest_difference(output: Tensor<Flex, 5>, expected: &HostTensor) -> Option<f32> {
     let [b, c, d, h, w] = output.dims();
-    let stride = d.checked_div(*expected.shape.get(2)?).filter(|stride| *stride > 0)?;
-    if expected.shape != [b, c, d.div_ceil(stride), h.div_ceil(stride), w.div_ceil(stride)] {
+    let stride = d
+        .checked_div(*expected.shape.get(2)?)
+        .filter(|stride| *stride > 0)?;
+    if expected.shape
+        != [
+            b,
+            c,
+            d.div_ceil(stride),
+            h.div_ceil(stride),
+            w.div_ceil(stride),
+        ]
+    {
         return None;
     }
     let values = to_f32(output.into_data());
@@ -145,9 +183,14 @@ pub(super) fn largest_difference(output: Tensor<Flex, 5>, expected: &HostTensor)
         for z in (0..d).step_by(stride) {
             for y in (0..h).step_by(stride) {
                 for x in (0..w).step_by(stride) {
-                    let difference = (values[((outer * d + z) * h + y) * w + x] - expected.next()?).abs();
+                    let difference =
+                        (values[((outer * d + z) * h + y) * w + x] - expected.next()?).abs();
                     // NaN must not look like agreement.
-                    worst = if difference.is_nan() { f32::INFINITY } else { worst.max(difference) };
+                    worst = if difference.is_nan() {
+                        f32::INFINITY
+                    } else {
+                        worst.max(difference)
+                    };
                 }
             }
         }

@@ -57,8 +57,9 @@ impl Engine {
         match choice {
             DeviceChoice::Cpu => Ok(Self::Cpu),
             DeviceChoice::Auto => Ok(Self::cuda(0).unwrap_or(Self::Cpu)),
-            DeviceChoice::Cuda(number) => Self::cuda(number).map_err(|reason| {
-                ModelError::Device { device: choice.to_string(), reason }
+            DeviceChoice::Cuda(number) => Self::cuda(number).map_err(|reason| ModelError::Device {
+                device: choice.to_string(),
+                reason,
             }),
         }
     }

@@ -34,7 +34,9 @@ pub enum ModelError {
     #[error(transparent)]
     Imaging(#[from] ImagingError),
     /// The device that was asked for is not there.
-    #[error("device {device}: {reason}. Use --device cpu, or --device auto to take the CPU when there is no GPU")]
+    #[error(
+        "device {device}: {reason}. Use --device cpu, or --device auto to take the CPU when there is no GPU"
+    )]
     Device {
         /// As asked for.
         device: String,
@@ -45,7 +47,9 @@ pub enum ModelError {
     #[error("cannot train: {0}")]
     Data(String),
     /// The loss stopped being a number.
-    #[error("training diverged at step {step}: the loss is {loss}; nothing was published. Lower the learning rate or check the labels")]
+    #[error(
+        "training diverged at step {step}: the loss is {loss}; nothing was published. Lower the learning rate or check the labels"
+    )]
     Diverged {
         /// The step.
         step: usize,
@@ -64,6 +68,9 @@ impl ModelError {
     }
 
     pub(crate) fn bad(path: impl Into<PathBuf>, reason: impl ToString) -> Self {
-        Self::BadModel { path: path.into(), reason: reason.to_string() }
+        Self::BadModel {
+            path: path.into(),
+            reason: reason.to_string(),
+        }
     }
 }

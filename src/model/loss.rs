@@ -38,14 +38,26 @@ impl<B: Backend> Target<B> {
             let values = annotated
                 .iter()
                 .flat_map(|known| {
-                    known.iter().enumerate().map(|(c, &k)| if c == 0 || !k { 1.0f32 } else { 0.0 })
+                    known
+                        .iter()
+                        .enumerate()
+                        .map(|(c, &k)| if c == 0 || !k { 1.0f32 } else { 0.0 })
                 })
                 .collect::<Vec<_>>();
             Tensor::from_data(TensorData::new(values, [batch, classes, 1]), device)
         });
         let last = (classes.max(1) - 1) as u8;
-        let labels = VoxelLabels { classes: labels.iter().map(|&label| label.min(last)).collect(), size };
-        Self { labels, batch, classes, device: device.clone(), merged }
+        let labels = VoxelLabels {
+            classes: labels.iter().map(|&label| label.min(last)).collect(),
+            size,
+        };
+        Self {
+            labels,
+            batch,
+            classes,
+            device: device.clone(),
+            merged,
+        }
     }
 
     /// `[batch, classes, voxels]`.
@@ -57,7 +69,10 @@ impl<B: Backend> Target<B> {
                 values[(b * self.classes + usize::from(label)) * voxels + v] = 1.0;
             }
         }
-        Tensor::from_data(TensorData::new(values, [self.batch, self.classes, voxels]), &self.device)
+        Tensor::from_data(
+            TensorData::new(values, [self.batch, self.classes, voxels]),
+            &self.device,
+        )
     }
 }
 
@@ -129,7 +144,11 @@ fn dice_loss<B: Backend>(
         None => dice.mean().neg() + 1.0,
         Some(counted) => {
             // A class that nobody in the batch annotated says nothing.
-            let present = counted.sum_dim(0).flatten::<1>(0, 2).greater_elem(0.0).float();
+            let present = counted
+                .sum_dim(0)
+                .flatten::<1>(0, 2)
+                .greater_elem(0.0)
+                .float();
             let dice = (dice * present.clone()).sum() / present.sum();
             dice.neg() + 1.0
         }
@@ -152,9 +171,13 @@ fn upsample<B: Backend>(x: Tensor<B, 5>, size: [usize; 3]) -> Tensor<B, 5> {
         let inner: usize = dims[axis + 3..].iter().product();
         let outer: usize = dims[..axis + 2].iter().product();
         let y = if inner == 1 {
-            x.reshape([1, outer, from]).matmul(matrix.transpose().unsqueeze())
+            x.reshape([1, outer, from])
+                .matmul(matrix.transpose().unsqueeze())
         } else {
-            matrix.unsqueeze::<3>().expand([outer, to, from]).matmul(x.reshape([outer, from, inner]))
+            matrix
+                .unsqueeze::<3>()
+                .expand([outer, to, from])
+                .matmul(x.reshape([outer, from, inner]))
         };
         let mut shape = dims;
         shape[axis + 2] = to;
@@ -221,7 +244,9 @@ mod tests {
         let labels: Vec<u8> = (0..2 * 256).map(|_| rng.below(3) as u8).collect();
         let target = Target::<Flex>::new(&labels, size, &[vec![true; 3], vec![true; 3]], &device);
         for shape in [[2, 3, 4, 8, 8], [2, 3, 4, 4, 4], [2, 3, 1, 2, 2]] {
-            let values: Vec<f32> = (0..shape.iter().product()).map(|_| rng.normal() as f32).collect();
+            let values: Vec<f32> = (0..shape.iter().product())
+                .map(|_| rng.normal() as f32)
+                .collect();
             let logits = Tensor::from_data(TensorData::new(values, shape), &device);
             let fused = dice_and_cross_entropy(logits.clone(), &target).into_scalar();
             let plain = composed(logits, &target).into_scalar();
@@ -238,6 +263,9 @@ mod tests {
             }
         }
         // torch: interpolate of [0, 1] to 4 gives 0, 0.25, 0.75, 1
-        assert_eq!(linear_weights(2, 4), [1.0, 0.0, 0.75, 0.25, 0.25, 0.75, 0.0, 1.0]);
+        assert_eq!(
+            linear_weights(2, 4),
+            [1.0, 0.0, 0.75, 0.25, 0.25, 0.75, 0.0, 1.0]
+        );
     }
 }

@@ -46,7 +46,10 @@ pub struct Preprocessing {
 impl Default for Preprocessing {
     /// The window that the published pretraining used: [-1000, 1000] HU, no resampling.
     fn default() -> Self {
-        Self { spacing_mm: None, hu_window: [-1000.0, 1000.0] }
+        Self {
+            spacing_mm: None,
+            hu_window: [-1000.0, 1000.0],
+        }
     }
 }
 
@@ -114,7 +117,10 @@ impl Manifest {
 
     fn check(&self, path: &Path) -> Result<(), ModelError> {
         if self.format != FORMAT {
-            let reason = format!("format {} is not known here; this version reads {FORMAT}", self.format);
+            let reason = format!(
+                "format {} is not known here; this version reads {FORMAT}",
+                self.format
+            );
             return Err(ModelError::bad(path, reason));
         }
         self.network.validate()?;
@@ -130,11 +136,23 @@ impl Manifest {
         }
         let [low, high] = self.preprocessing.hu_window;
         if !(low.is_finite() && high.is_finite() && low < high) {
-            return Err(ModelError::bad(path, "hu_window must be two increasing numbers"));
+            return Err(ModelError::bad(
+                path,
+                "hu_window must be two increasing numbers",
+            ));
         }
         let bad_spacing = |s: &f64| !(s.is_finite() && *s > 0.01 && *s < 100.0);
-        if self.preprocessing.spacing_mm.iter().flatten().any(bad_spacing) {
-            return Err(ModelError::bad(path, "spacing_mm must be between 0.01 and 100"));
+        if self
+            .preprocessing
+            .spacing_mm
+            .iter()
+            .flatten()
+            .any(bad_spacing)
+        {
+            return Err(ModelError::bad(
+                path,
+                "spacing_mm must be between 0.01 and 100",
+            ));
         }
         Ok(())
     }
@@ -149,7 +167,8 @@ impl Manifest {
         let path = Self::weights_path(dir);
         let bytes = std::fs::read(&path).map_err(ModelError::io(&path))?;
         if weights::sha256_hex(&bytes) != self.weights_sha256 {
-            let reason = "the weights are not those of the manifest (SHA-256 differs); copy the model again";
+            let reason =
+                "the weights are not those of the manifest (SHA-256 differs); copy the model again";
             return Err(ModelError::bad(path, reason));
         }
         weights::parse(&bytes).map_err(|reason| ModelError::bad(path, reason))
@@ -190,7 +209,10 @@ pub fn write_model(
     let staged = staged.keep();
     std::fs::rename(&staged, dir).map_err(|source| {
         let _ = std::fs::remove_dir_all(&staged); // the error that matters is the rename's
-        ModelError::Io { path: dir.to_owned(), source }
+        ModelError::Io {
+            path: dir.to_owned(),
+            source,
+        }
     })?;
     Ok(manifest)
 }

@@ -15,7 +15,9 @@ pub fn dice_per_class(a: &[u16], b: &[u16], classes: usize) -> Vec<Option<f64>> 
                 *size += 1;
             }
         }
-        if a == b && let Some(count) = both.get_mut(usize::from(a)) {
+        if a == b
+            && let Some(count) = both.get_mut(usize::from(a))
+        {
             *count += 1;
         }
     }
@@ -28,7 +30,9 @@ pub fn mean(values: impl IntoIterator<Item = Option<f64>>) -> Option<f64> {
     let (sum, count) = values
         .into_iter()
         .flatten()
-        .fold((0.0, 0usize), |(sum, count), value| (sum + value, count + 1));
+        .fold((0.0, 0usize), |(sum, count), value| {
+            (sum + value, count + 1)
+        });
     (count > 0).then(|| sum / count as f64)
 }
 
@@ -43,7 +47,10 @@ mod tests {
         assert_eq!(dice(&a, &b, 1), Some(0.5));
         assert_eq!(dice(&a, &b, 2), Some(2.0 / 3.0));
         assert_eq!(dice(&a, &b, 3), None);
-        assert_eq!(dice_per_class(&a, &b, 4)[1..], [Some(0.5), Some(2.0 / 3.0), None]);
+        assert_eq!(
+            dice_per_class(&a, &b, 4)[1..],
+            [Some(0.5), Some(2.0 / 3.0), None]
+        );
     }
 
     #[test]

@@ -18,8 +18,10 @@ use super::train::adam;
 use super::weights::{HostTensor, State, export, import, parse, read_checkpoint};
 
 fn shared(path: &str) -> Option<PathBuf> {
-    let root = std::env::var_os("FEWLABEL_SHARED")
-        .map_or_else(|| PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../shared"), PathBuf::from);
+    let root = std::env::var_os("FEWLABEL_SHARED").map_or_else(
+        || PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../shared"),
+        PathBuf::from,
+    );
     let path = root.join(path);
     if !path.exists() {
         eprintln!("skipped: {} is not there", path.display());
@@ -49,13 +51,19 @@ fn fixture(name: &str) -> Option<Fixture> {
 fn network<B: super::kernels::Kernels>(fixture: &Fixture) -> PctNet<B> {
     let net = PctNet::<B>::new(&fixture.config, 0, &Default::default()).unwrap();
     let (net, report) = import(net, &fixture.weights, fixture.config.resolution_mode);
-    assert!(report.missing.is_empty() && report.reshaped.is_empty(), "{report:?}");
+    assert!(
+        report.missing.is_empty() && report.reshaped.is_empty(),
+        "{report:?}"
+    );
     assert_eq!(report.encoder_coverage, 1.0);
     net
 }
 
 fn tensor<B: burn::tensor::backend::Backend, const D: usize>(t: &HostTensor) -> Tensor<B, D> {
-    Tensor::from_data(TensorData::new(t.values.clone(), t.shape.clone()), &Default::default())
+    Tensor::from_data(
+        TensorData::new(t.values.clone(), t.shape.clone()),
+        &Default::default(),
+    )
 }
 
 fn outputs_match(name: &str) {
@@ -92,7 +100,9 @@ fn outputs_of_mode_2() {
 #[test]
 fn loss_gradients_and_one_step() {
     type A = Autodiff<Flex>;
-    let Some(fixture) = fixture("mode1_32x64x64") else { return };
+    let Some(fixture) = fixture("mode1_32x64x64") else {
+        return;
+    };
     let fact = |name: &str| fixture.facts[name].as_f64().unwrap();
     let net = network::<A>(&fixture);
     let input = &fixture.reference["input"];
@@ -119,7 +129,10 @@ fn loss_gradients_and_one_step() {
         // Float32 carries these gradients to 1e-3..4e-3 of their largest value: so far is the reference itself from the
         // same network in float64. We must agree with the reference to 1e-3 of the whole gradient's norm.
         let to_reference = distance(got, &reference.values);
-        let (ours, theirs) = (distance(got, &exact.values), distance(&reference.values, &exact.values));
+        let (ours, theirs) = (
+            distance(got, &exact.values),
+            distance(&reference.values, &exact.values),
+        );
         let norm = distance(&exact.values, &vec![0.0; exact.values.len()]);
         eprintln!(
             "{name}: to the reference {:.1e}, to float64 {:.1e}, reference to float64 {:.1e}",
@@ -128,10 +141,21 @@ fn loss_gradients_and_one_step() {
             theirs / norm
         );
         assert!(to_reference <= 1e-3 * total, "{name}: {to_reference}");
-        assert!(to_reference <= 5e-3 * norm, "{name}: {to_reference} of {norm}");
+        assert!(
+            to_reference <= 5e-3 * norm,
+            "{name}: {to_reference} of {norm}"
+        );
     }
-    let norm = by_name.values().flatten().map(|v| f64::from(*v).powi(2)).sum::<f64>().sqrt();
-    assert!((norm / fact("grad_norm_total") - 1.0).abs() < 1e-3, "{norm}");
+    let norm = by_name
+        .values()
+        .flatten()
+        .map(|v| f64::from(*v).powi(2))
+        .sum::<f64>()
+        .sqrt();
+    assert!(
+        (norm / fact("grad_norm_total") - 1.0).abs() < 1e-3,
+        "{norm}"
+    );
 
     let net = adam(1e-5).init().step(1e-3, net, grads).valid();
     let target = Target::<Flex>::new(&labels, size, &known, &Default::default());
@@ -145,7 +169,11 @@ fn loss_gradients_and_one_step() {
 
 /// Euclidean distance.
 fn distance(a: &[f32], b: &[f32]) -> f32 {
-    a.iter().zip(b).map(|(a, b)| f64::from(a - b).powi(2)).sum::<f64>().sqrt() as f32
+    a.iter()
+        .zip(b)
+        .map(|(a, b)| f64::from(a - b).powi(2))
+        .sum::<f64>()
+        .sqrt() as f32
 }
 
 /// Gradients by published name, through a network that carries them in place of its parameters.
@@ -161,11 +189,17 @@ fn gradients(
             param: burn::module::Param<Tensor<Flex, D>>,
         ) -> burn::module::Param<Tensor<Flex, D>> {
             let (id, tensor, mapper) = param.consume();
-            let grad = self.0.get::<Flex, D>(id).unwrap_or_else(|| tensor.zeros_like());
+            let grad = self
+                .0
+                .get::<Flex, D>(id)
+                .unwrap_or_else(|| tensor.zeros_like());
             burn::module::Param::from_mapped_value(id, grad, mapper)
         }
     }
     use burn::module::Module;
     let carrier = net.valid().map(&mut Replace(grads));
-    export(&carrier, mode).into_iter().map(|(name, t)| (name, t.values)).collect()
+    export(&carrier, mode)
+        .into_iter()
+        .map(|(name, t)| (name, t.values))
+        .collect()
 }

@@ -13,7 +13,10 @@ const MAX_SIDE: f64 = 192.0;
 /// Spacing: the median over the scans per axis (after turning to LPS order), coarser where the median scan would have
 /// more than 192 voxels along that axis. Without scans the images' own spacing is kept.
 pub fn plan_preprocessing(scans: &[Geometry]) -> Preprocessing {
-    let turned: Vec<Geometry> = scans.iter().map(|scan| *orientation::to_lps(scan).target()).collect();
+    let turned: Vec<Geometry> = scans
+        .iter()
+        .map(|scan| *orientation::to_lps(scan).target())
+        .collect();
     let median = |mut values: Vec<f64>| {
         values.sort_by(f64::total_cmp);
         values[values.len() / 2]
@@ -21,13 +24,18 @@ pub fn plan_preprocessing(scans: &[Geometry]) -> Preprocessing {
     let spacing_mm = (!turned.is_empty()).then(|| {
         [0, 1, 2].map(|axis| {
             let spacing = median(turned.iter().map(|g| g.spacing_mm()[axis]).collect());
-            let extent = turned.iter().map(|g| g.spacing_mm()[axis] * g.shape()[axis] as f64);
+            let extent = turned
+                .iter()
+                .map(|g| g.spacing_mm()[axis] * g.shape()[axis] as f64);
             let needed = spacing.max(median(extent.collect()) / MAX_SIDE);
             // Two decimals are enough for a grid, and read well in the manifest.
             (needed * 100.0).round() / 100.0
         })
     });
-    Preprocessing { spacing_mm, hu_window: HU_WINDOW }
+    Preprocessing {
+        spacing_mm,
+        hu_window: HU_WINDOW,
+    }
 }
 
 #[cfg(test)]
@@ -36,7 +44,12 @@ mod tests {
 
     fn grid(shape: [usize; 3], spacing: [f64; 3]) -> Geometry {
         let [z, y, x] = spacing;
-        Geometry::new(shape, [0.0; 3], [[0.0, 0.0, z], [0.0, y, 0.0], [x, 0.0, 0.0]]).unwrap()
+        Geometry::new(
+            shape,
+            [0.0; 3],
+            [[0.0, 0.0, z], [0.0, y, 0.0], [x, 0.0, 0.0]],
+        )
+        .unwrap()
     }
 
     #[test]

@@ -73,7 +73,10 @@ impl LabelSchema {
     /// Names from the `labels` of a Medical Segmentation Decathlon `dataset.json`: values must be 0 (background) and 1..=N.
     /// Both spellings are read: `{"1": "liver"}` and `{"liver": 1}`.
     pub fn from_dataset_json(path: &Path) -> Result<Self, SchemaError> {
-        let fail = |reason: String| SchemaError::File { path: path.display().to_string(), reason };
+        let fail = |reason: String| SchemaError::File {
+            path: path.display().to_string(),
+            reason,
+        };
         let text = std::fs::read(path).map_err(|e| fail(e.to_string()))?;
         let json: serde_json::Value =
             serde_json::from_slice(&text).map_err(|e| fail(e.to_string()))?;
@@ -86,14 +89,22 @@ impl LabelSchema {
             let pair = match (key.parse::<usize>(), value.as_str(), value.as_u64()) {
                 (Ok(index), Some(name), _) => (index, name.to_owned()),
                 (_, _, Some(index)) => (index as usize, key.clone()),
-                _ => return Err(fail(format!("label {key:?}: {value} is neither a name nor a value"))),
+                _ => {
+                    return Err(fail(format!(
+                        "label {key:?}: {value} is neither a name nor a value"
+                    )));
+                }
             };
             if pair.0 > 0 {
                 pairs.push(pair);
             }
         }
         pairs.sort();
-        if pairs.iter().enumerate().any(|(i, (index, _))| *index != i + 1) {
+        if pairs
+            .iter()
+            .enumerate()
+            .any(|(i, (index, _))| *index != i + 1)
+        {
             return Err(fail("label values are not 1, 2, 3, … without gaps".into()));
         }
         Self::new(pairs.into_iter().map(|(_, name)| name).collect())
@@ -168,7 +179,10 @@ mod tests {
     #[test]
     fn sides_mirror() {
         let mirrored = |list| LabelSchema::from_list(list).unwrap().mirrored();
-        assert_eq!(mirrored("liver,kidney_left,kidney_right"), Some(vec![0, 1, 3, 2]));
+        assert_eq!(
+            mirrored("liver,kidney_left,kidney_right"),
+            Some(vec![0, 1, 3, 2])
+        );
         assert_eq!(mirrored("liver,kidney_left"), None);
         assert_eq!(mirrored("liver,spleen"), Some(vec![0, 1, 2]));
     }

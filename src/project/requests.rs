@@ -105,6 +105,10 @@ pub struct TrainRequest {
     pub pretrained: bool,
     /// Seed of everything random in the run.
     pub seed: u64,
+    /// Learning rate at the start; the recipe's when absent.
+    pub learning_rate: Option<f64>,
+    /// Patches per step; the recipe's when absent.
+    pub batch: Option<u16>,
     /// Validations without improvement before the run ends; negative means never.
     pub early_stop_patience: i64,
 }

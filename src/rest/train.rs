@@ -24,7 +24,7 @@ pub async fn status(State(app): State<App>, query: Query) -> Result<Json<Value>,
 
 /// Train one model.
 #[utoipa::path(post, path = "/train/{model}", tag = "Train",
-    request_body(content = String, content_type = "application/json", description = "optional object: name, max_epochs, steps, val_split, pretrained, seed, early_stop_patience"),
+    request_body(content = String, content_type = "application/json", description = "optional object: name, max_epochs, steps, val_split, pretrained, seed, learning_rate, batch, early_stop_patience"),
     params(
         ("model" = String, Path, description = "name of the trainer in /info/"),
         ("run_sync" = Option<bool>, Query, description = "answer when training is done"),
@@ -96,6 +96,8 @@ struct Params {
     #[serde(deserialize_with = "lenient_flag")]
     pretrained: bool,
     seed: u64,
+    learning_rate: Option<f64>,
+    batch: Option<u16>,
     early_stop_patience: i64,
 }
 
@@ -108,6 +110,8 @@ impl Default for Params {
             val_split: 0.2,
             pretrained: true,
             seed: 0,
+            learning_rate: None,
+            batch: None,
             early_stop_patience: -1,
         }
     }
@@ -135,6 +139,16 @@ fn train_request(model: &str, params: Map<String, Value>) -> Result<TrainRequest
             "max_epochs and steps have to be 1 or more",
         ));
     }
+    if params.batch == Some(0)
+        || params
+            .learning_rate
+            .is_some_and(|rate| !(rate > 0.0 && rate <= 1.0))
+    {
+        return Err(ApiError::bad_request(
+            "bad_params",
+            "batch has to be 1 or more, and learning_rate above 0 and at most 1",
+        ));
+    }
     if !(0.0..1.0).contains(&params.val_split) {
         return Err(ApiError::bad_request(
             "bad_params",
@@ -149,6 +163,8 @@ fn train_request(model: &str, params: Map<String, Value>) -> Result<TrainRequest
         val_split: params.val_split,
         pretrained: params.pretrained,
         seed: params.seed,
+        learning_rate: params.learning_rate,
+        batch: params.batch,
         early_stop_patience: params.early_stop_patience,
     })
 }

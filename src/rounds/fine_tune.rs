@@ -41,12 +41,17 @@ pub struct Plan {
 pub async fn plan(project: &Project, request: &TrainRequest) -> Result<Plan, ProjectError> {
     let registry = Registry::new(project);
     let parent = registry.live(&request.model).await?.ok_or_else(|| {
-        ProjectError::NotFound(format!("there is no model {:?} in this project", request.model))
+        ProjectError::NotFound(format!(
+            "there is no model {:?} in this project",
+            request.model
+        ))
     })?;
     let manifest = parent.manifest()?;
     let (mut cases, mut validation, mut label_sha256) = (Vec::new(), Vec::new(), Vec::new());
     for image in project.images().await? {
-        let Some(label) = project.label(&image.id, &Tag::accepted()).await? else { continue };
+        let Some(label) = project.label(&image.id, &Tag::accepted()).await? else {
+            continue;
+        };
         let annotated = label
             .annotated
             .iter()
@@ -74,7 +79,8 @@ pub async fn plan(project: &Project, request: &TrainRequest) -> Result<Plan, Pro
         ));
     }
     let defaults = TrainOptions::default();
-    let steps_per_epoch = (cases.len() * PATCHES_PER_CASE).div_ceil(defaults.batch).max(1);
+    let batch = request.batch.map_or(defaults.batch, usize::from).max(1);
+    let steps_per_epoch = (cases.len() * PATCHES_PER_CASE).div_ceil(batch).max(1);
     let steps = match request.steps {
         Some(steps) => steps as usize,
         None => request.max_epochs as usize * steps_per_epoch,
@@ -89,20 +95,39 @@ pub async fn plan(project: &Project, request: &TrainRequest) -> Result<Plan, Pro
     }
     let model = ModelDescription {
         preprocessing,
-        lineage: Lineage { label_sha256: label_sha256.clone(), ..Lineage::made_by("trained") },
+        lineage: Lineage {
+            label_sha256: label_sha256.clone(),
+            ..Lineage::made_by("trained")
+        },
         ..manifest.model.clone()
     };
-    let out = project.scratch_dir().join(format!("train-{}", uuid::Uuid::now_v7()));
+    let out = project
+        .scratch_dir()
+        .join(format!("train-{}", uuid::Uuid::now_v7()));
     let options = TrainOptions {
         steps: steps.max(1),
         // Four looks on the way and one at the end: enough to keep the best, cheap enough for a CPU.
         validate_every: steps.div_ceil(5).max(1),
+        batch,
+        learning_rate: request.learning_rate.unwrap_or(defaults.learning_rate),
         seed: request.seed,
         ..defaults
     };
     let init = request.pretrained.then(|| parent.dir.clone());
-    let request = crate::model::TrainRequest { cases, validation, model, init, out, options };
-    Ok(Plan { parent, request, steps_per_epoch, label_sha256 })
+    let request = crate::model::TrainRequest {
+        cases,
+        validation,
+        model,
+        init,
+        out,
+        options,
+    };
+    Ok(Plan {
+        parent,
+        request,
+        steps_per_epoch,
+        label_sha256,
+    })
 }
 
 /// Puts a trained model into the registry and makes it live.
@@ -115,15 +140,23 @@ pub async fn publish(
     report: &TrainReport,
 ) -> Result<ModelVersion, ProjectError> {
     let names = project.schema().names();
-    let dice: serde_json::Map<_, _> =
-        names.iter().cloned().zip(report.dice.iter().map(|dice| json!(dice))).collect();
+    let dice: serde_json::Map<_, _> = names
+        .iter()
+        .cloned()
+        .zip(report.dice.iter().map(|dice| json!(dice)))
+        .collect();
     let metrics = json!({
         "mean_dice": report.mean_dice,
         "dice": dice,
         "loss": report.loss,
         "validation_cases": plan.request.validation.len(),
     });
-    let names = |cases: &[TrainCase]| cases.iter().map(|case| case.name.clone()).collect::<Vec<_>>();
+    let names = |cases: &[TrainCase]| {
+        cases
+            .iter()
+            .map(|case| case.name.clone())
+            .collect::<Vec<_>>()
+    };
     let lineage = json!({
         "parent_version": plan.parent.version,
         "parent_sha256": plan.parent.weights_sha256,
@@ -138,7 +171,13 @@ pub async fn publish(
     });
     let parent = Some(plan.parent.version);
     Registry::new(project)
-        .publish(&plan.parent.name, &plan.request.out, parent, metrics, lineage)
+        .publish(
+            &plan.parent.name,
+            &plan.request.out,
+            parent,
+            metrics,
+            lineage,
+        )
         .await
 }
 
@@ -164,7 +203,9 @@ mod tests {
     #[test]
     fn an_image_keeps_its_side() {
         let held = |seed| {
-            (0..1000).filter(|i| is_validation(&format!("case_{i}"), seed, 0.2)).collect::<Vec<_>>()
+            (0..1000)
+                .filter(|i| is_validation(&format!("case_{i}"), seed, 0.2))
+                .collect::<Vec<_>>()
         };
         assert_eq!(held(1), held(1));
         assert_ne!(held(1), held(2));

@@ -7,7 +7,12 @@ use serde_json::{Value, json};
 
 use crate::support::shared;
 
-const FIXTURES: [&str; 4] = ["mode0_32x32x32", "mode1_32x64x64", "mode1_64x128x128", "mode2_16x64x64"];
+const FIXTURES: [&str; 4] = [
+    "mode0_32x32x32",
+    "mode1_32x64x64",
+    "mode1_64x128x128",
+    "mode2_16x64x64",
+];
 /// Outputs of one scale each.
 const OUTPUTS: usize = 4;
 const TOLERANCE: f64 = 1e-4;
@@ -52,10 +57,15 @@ impl Bench {
     fn assert_refused(&self, what: &str, output: &Output, code: i32) -> String {
         let text = String::from_utf8_lossy(&output.stderr).into_owned();
         assert_eq!(output.status.code(), Some(code), "{what}: {text}");
-        assert!(text.starts_with("fewlabel: ") && text.len() > 30, "{what}: {text}");
+        assert!(
+            text.starts_with("fewlabel: ") && text.len() > 30,
+            "{what}: {text}"
+        );
         assert!(!text.contains("panicked"), "{what}: {text}");
         for folder in ["out", "tmp"] {
-            let left: Vec<_> = std::fs::read_dir(self.0.path().join(folder)).unwrap().collect();
+            let left: Vec<_> = std::fs::read_dir(self.0.path().join(folder))
+                .unwrap()
+                .collect();
             assert!(left.is_empty(), "{what} left {left:?}");
         }
         text
@@ -79,13 +89,22 @@ fn any_config(bench: &Bench) -> PathBuf {
 
 #[test]
 fn the_original_checkpoints_give_the_original_numbers() {
-    let Some(fixtures) = shared("fixtures/pctnet") else { return };
+    let Some(fixtures) = shared("fixtures/pctnet") else {
+        return;
+    };
     for name in FIXTURES {
         let bench = Bench::new();
         let file = |suffix: &str| fixtures.join(format!("{name}.{suffix}"));
         let reference = file("safetensors");
-        let output = bench.convert(&file("pt"), &file("json"), &["--verify", reference.to_str().unwrap()]);
-        let (said, printed) = (String::from_utf8_lossy(&output.stderr), String::from_utf8_lossy(&output.stdout));
+        let output = bench.convert(
+            &file("pt"),
+            &file("json"),
+            &["--verify", reference.to_str().unwrap()],
+        );
+        let (said, printed) = (
+            String::from_utf8_lossy(&output.stderr),
+            String::from_utf8_lossy(&output.stdout),
+        );
         assert_eq!(output.status.code(), Some(0), "{name}: {said}");
         let largest: Vec<f64> = printed
             .lines()
@@ -93,35 +112,62 @@ fn the_original_checkpoints_give_the_original_numbers() {
             .map(|number| number.trim().parse().unwrap())
             .collect();
         assert_eq!(largest.len(), OUTPUTS, "{name}: {printed}");
-        assert!(largest.iter().all(|difference| *difference <= TOLERANCE), "{name}: {printed}");
-        assert!(said.contains("missing 0, of another shape 0") && said.contains("100.0 %"), "{name}: {said}");
+        assert!(
+            largest.iter().all(|difference| *difference <= TOLERANCE),
+            "{name}: {printed}"
+        );
+        assert!(
+            said.contains("missing 0, of another shape 0") && said.contains("100.0 %"),
+            "{name}: {said}"
+        );
         assert_eq!(bench.manifest()["trained"], true);
 
         let again = bench.convert(&file("pt"), &file("json"), &[]);
-        assert_eq!(again.status.code(), Some(1), "an existing output is refused");
+        assert_eq!(
+            again.status.code(),
+            Some(1),
+            "an existing output is refused"
+        );
         assert!(String::from_utf8_lossy(&again.stderr).contains("never overwritten"));
     }
 }
 
 #[test]
 fn another_class_count_keeps_the_encoder() {
-    let Some(fixtures) = shared("fixtures/pctnet") else { return };
+    let Some(fixtures) = shared("fixtures/pctnet") else {
+        return;
+    };
     let bench = Bench::new();
-    let (checkpoint, config) = (fixtures.join("mode1_32x64x64.pt"), fixtures.join("mode1_32x64x64.json"));
-    let output = bench.convert(&checkpoint, &config, &["--labels", "liver,spleen", "--name", "two"]);
+    let (checkpoint, config) = (
+        fixtures.join("mode1_32x64x64.pt"),
+        fixtures.join("mode1_32x64x64.json"),
+    );
+    let output = bench.convert(
+        &checkpoint,
+        &config,
+        &["--labels", "liver,spleen", "--name", "two"],
+    );
     let said = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(0), "{said}");
-    assert!(said.contains("other shape, starts afresh") && said.contains("100.0 %"), "{said}");
+    assert!(
+        said.contains("other shape, starts afresh") && said.contains("100.0 %"),
+        "{said}"
+    );
     let manifest = bench.manifest();
     assert_eq!(manifest["name"], "two");
     assert_eq!(manifest["labels"], json!(["liver", "spleen"]));
     assert_eq!(manifest["network"]["class_num"], 3);
-    assert_eq!(manifest["trained"], false, "heads that start afresh have learned nothing");
+    assert_eq!(
+        manifest["trained"], false,
+        "heads that start afresh have learned nothing"
+    );
 }
 
 #[test]
 fn an_encoder_that_is_hardly_covered_is_refused() {
-    let Some(fixtures) = shared("fixtures/pctnet") else { return };
+    let Some(fixtures) = shared("fixtures/pctnet") else {
+        return;
+    };
     let bench = Bench::new();
     let checkpoint = fixtures.join("mode1_32x64x64.pt");
     let text = std::fs::read(fixtures.join("mode1_32x64x64.json")).unwrap();
@@ -130,9 +176,17 @@ fn an_encoder_that_is_hardly_covered_is_refused() {
     let config = bench.input("wider.json", config.to_string().as_bytes());
     let refused = bench.convert(&checkpoint, &config, &[]);
     let text = bench.assert_refused("another architecture", &refused, 1);
-    assert!(text.contains("% of the encoder") && text.contains("--partial"), "{text}");
+    assert!(
+        text.contains("% of the encoder") && text.contains("--partial"),
+        "{text}"
+    );
     let partial = bench.convert(&checkpoint, &config, &["--partial"]);
-    assert_eq!(partial.status.code(), Some(0), "{}", String::from_utf8_lossy(&partial.stderr));
+    assert_eq!(
+        partial.status.code(),
+        Some(0),
+        "{}",
+        String::from_utf8_lossy(&partial.stderr)
+    );
     assert_eq!(bench.manifest()["trained"], false);
 }
 
@@ -144,9 +198,20 @@ fn what_is_no_checkpoint_is_refused() {
     let command = format!("touch {}", witness.display());
     let nested = pickle(&[b"]".repeat(2_000_000), b"a".repeat(1_999_999)].concat());
     let tuples = pickle(&[b")".as_slice(), &b"\x85".repeat(2_000_000)].concat());
-    let dictionaries = pickle(&[b"}".as_slice(), &b"K\x00}".repeat(500_000), &b"s".repeat(500_000)].concat());
+    let dictionaries = pickle(
+        &[
+            b"}".as_slice(),
+            &b"K\x00}".repeat(500_000),
+            &b"s".repeat(500_000),
+        ]
+        .concat(),
+    );
     let executes = pickle(&call("posix", "system", &command));
-    let evaluates = pickle(&call("builtins", "eval", &format!("__import__('os').system('{command}')")));
+    let evaluates = pickle(&call(
+        "builtins",
+        "eval",
+        &format!("__import__('os').system('{command}')"),
+    ));
     let huge_string = pickle(b"X\xff\xff\xff\x7f");
     let hostile = [
         ("empty", vec![]),
@@ -156,12 +221,21 @@ fn what_is_no_checkpoint_is_refused() {
         ("bare pickle that runs a command", executes.clone()),
         ("nested lists", zip(&[("archive/data.pkl", &nested)])),
         ("nested tuples", zip(&[("archive/data.pkl", &tuples)])),
-        ("nested dictionaries", zip(&[("archive/data.pkl", &dictionaries)])),
+        (
+            "nested dictionaries",
+            zip(&[("archive/data.pkl", &dictionaries)]),
+        ),
         ("a command", zip(&[("archive/data.pkl", &executes)])),
         ("an expression", zip(&[("archive/data.pkl", &evaluates)])),
-        ("a string longer than the file", zip(&[("archive/data.pkl", &huge_string)])),
+        (
+            "a string longer than the file",
+            zip(&[("archive/data.pkl", &huge_string)]),
+        ),
         ("a zip without a pickle", zip(&[("readme.txt", b"hello")])),
-        ("a zip with a bad pickle", zip(&[("archive/data.pkl", b"\x80\x02garbage")])),
+        (
+            "a zip with a bad pickle",
+            zip(&[("archive/data.pkl", b"\x80\x02garbage")]),
+        ),
         ("an empty zip", zip(&[])),
     ];
     for (what, bytes) in &hostile {
@@ -169,13 +243,19 @@ fn what_is_no_checkpoint_is_refused() {
         let output = bench.convert(&path, &config, &[]);
         bench.assert_refused(what, &output, 1);
     }
-    bench.assert_refused("no file", &bench.convert(Path::new("no-such-file.pt"), &config, &[]), 1);
+    bench.assert_refused(
+        "no file",
+        &bench.convert(Path::new("no-such-file.pt"), &config, &[]),
+        1,
+    );
     bench.assert_refused("a folder", &bench.convert(bench.0.path(), &config, &[]), 1);
 }
 
 #[test]
 fn truncated_and_damaged_checkpoints_are_refused() {
-    let Some(fixtures) = shared("fixtures/pctnet") else { return };
+    let Some(fixtures) = shared("fixtures/pctnet") else {
+        return;
+    };
     let bench = Bench::new();
     let config = fixtures.join("mode0_32x32x32.json");
     let whole = std::fs::read(fixtures.join("mode0_32x32x32.pt")).unwrap();
@@ -213,7 +293,11 @@ fn wrong_options_say_what_is_wrong() {
     let mut config: Value = serde_json::from_slice(&std::fs::read(&config).unwrap()).unwrap();
     config["feature_chns"] = json!([4, 8, 16, 24, 4_000_000_000_u64]);
     let config = bench.input("huge.json", config.to_string().as_bytes());
-    bench.assert_refused("a huge network", &bench.convert(&checkpoint, &config, &[]), 1);
+    bench.assert_refused(
+        "a huge network",
+        &bench.convert(&checkpoint, &config, &[]),
+        1,
+    );
 }
 
 /// A pickle of protocol 2 around opcodes.

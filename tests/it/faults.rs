@@ -29,7 +29,10 @@ impl Site {
     fn new(shape: [usize; 3]) -> Self {
         let dir = tempfile::tempdir().unwrap();
         std::fs::create_dir(dir.path().join("studies")).unwrap();
-        let options = PhantomOptions { shape: Some(shape), ..PhantomOptions::small() };
+        let options = PhantomOptions {
+            shape: Some(shape),
+            ..PhantomOptions::small()
+        };
         let mut cases = Vec::new();
         for (seed, name) in STUDIES.iter().enumerate() {
             let case = torso(seed as u64, &options);
@@ -37,9 +40,15 @@ impl Site {
             write_scan(&path, &case.scan, LabelFormat::NiftiGz).unwrap();
             cases.push(case);
         }
-        let labels = LabelSchema::from_list("liver,spleen,kidney_right,kidney_left,aorta,vertebrae").unwrap();
+        let labels =
+            LabelSchema::from_list("liver,spleen,kidney_right,kidney_left,aorta,vertebrae")
+                .unwrap();
         let small = PctNetConfig::pct_net_s(labels.class_count(), [16, 32, 32], 1);
-        let network = PctNetConfig { feature_chns: [4, 8, 16, 16, 16], num_heads: [2, 2, 2], ..small };
+        let network = PctNetConfig {
+            feature_chns: [4, 8, 16, 16, 16],
+            num_heads: [2, 2, 2],
+            ..small
+        };
         create_untrained(&dir.path().join("model"), "tiny", &network, &labels, 1).unwrap();
         Self { dir, cases }
     }
@@ -50,7 +59,14 @@ impl Site {
 
     fn arguments(&self) -> [String; 6] {
         let path = |name| self.path(name).to_str().unwrap().to_owned();
-        ["--studies".into(), path("studies"), "--data".into(), path("data"), "--model".into(), path("model")]
+        [
+            "--studies".into(),
+            path("studies"),
+            "--data".into(),
+            path("data"),
+            "--model".into(),
+            path("model"),
+        ]
     }
 
     fn serve(&self) -> Process {
@@ -70,7 +86,11 @@ impl Site {
 
     async fn label_all(&self, server: &Http) {
         for (study, name) in STUDIES.iter().enumerate() {
-            assert!(submit(server, name, "final", &self.label(study, 0)).await.unwrap());
+            assert!(
+                submit(server, name, "final", &self.label(study, 0))
+                    .await
+                    .unwrap()
+            );
         }
     }
 
@@ -91,7 +111,9 @@ impl Site {
 async fn submit(server: &Http, image: &str, tag: &str, label: &[u8]) -> std::io::Result<bool> {
     let (content_type, body) = multipart(&[("label", "label.nii.gz", label)]);
     let path = format!("/datastore/label?image={image}&tag={tag}");
-    let reply = server.try_send("PUT", &path, &[("Content-Type", &content_type)], &body).await?;
+    let reply = server
+        .try_send("PUT", &path, &[("Content-Type", &content_type)], &body)
+        .await?;
     Ok(reply.status == 200)
 }
 
@@ -99,7 +121,10 @@ async fn submit(server: &Http, image: &str, tag: &str, label: &[u8]) -> std::io:
 async fn worker_of(server: &Process, not: Option<u32>) -> u32 {
     let start = Instant::now();
     loop {
-        if let Some(pid) = children(server.pid()).into_iter().find(|pid| Some(*pid) != not) {
+        if let Some(pid) = children(server.pid())
+            .into_iter()
+            .find(|pid| Some(*pid) != not)
+        {
             return pid;
         }
         assert!(start.elapsed() < PATIENCE, "there is no worker");
@@ -123,7 +148,12 @@ async fn training(server: &Http, site: &Site, wanted: impl Fn(&Value) -> bool) -
 /// How often training has made its first step.
 fn starts(task: &Value) -> usize {
     let details = task["details"].as_array();
-    details.map_or(0, |lines| lines.iter().filter(|line| line.as_str().unwrap().starts_with("step 1 of")).count())
+    details.map_or(0, |lines| {
+        lines
+            .iter()
+            .filter(|line| line.as_str().unwrap().starts_with("step 1 of"))
+            .count()
+    })
 }
 
 fn finished(task: &Value) -> bool {
@@ -137,7 +167,9 @@ async fn every_acknowledged_label_survives_kill_9_during_submits() {
     let sent: Arc<Mutex<BTreeMap<(usize, String), (Vec<u8>, bool)>>> = Arc::default();
     for round in 0..5 {
         let server = site.serve();
-        let http = Http { address: server.address };
+        let http = Http {
+            address: server.address,
+        };
         check_sent(&http, &sent.lock().unwrap().clone()).await;
         let before = sent.lock().unwrap().len();
         let submitters: Vec<_> = (0..STUDIES.len())
@@ -145,9 +177,14 @@ async fn every_acknowledged_label_survives_kill_9_during_submits() {
                 let (site, sent) = (site.clone(), sent.clone());
                 tokio::spawn(async move {
                     for n in 0.. {
-                        let (tag, label) = (format!("v{round}_{n}"), site.label(study, round * 1000 + n + 1));
+                        let (tag, label) = (
+                            format!("v{round}_{n}"),
+                            site.label(study, round * 1000 + n + 1),
+                        );
                         let key = (study, tag.clone());
-                        sent.lock().unwrap().insert(key.clone(), (label.clone(), false));
+                        sent.lock()
+                            .unwrap()
+                            .insert(key.clone(), (label.clone(), false));
                         match submit(&http, STUDIES[study], &tag, &label).await {
                             Ok(done) => assert!(done, "{} {tag} was refused", STUDIES[study]),
                             Err(_) => return,
@@ -172,8 +209,16 @@ async fn every_acknowledged_label_survives_kill_9_during_submits() {
     }
     let server = site.serve();
     let sent = sent.lock().unwrap().clone();
-    assert!(sent.values().filter(|(_, acknowledged)| *acknowledged).count() >= 30);
-    assert!(sent.values().any(|(_, acknowledged)| !acknowledged), "the kills came during submits");
+    assert!(
+        sent.values()
+            .filter(|(_, acknowledged)| *acknowledged)
+            .count()
+            >= 30
+    );
+    assert!(
+        sent.values().any(|(_, acknowledged)| !acknowledged),
+        "the kills came during submits"
+    );
     check_sent(&server, &sent).await;
     assert_eq!(site.faults().await, Vec::<String>::new());
 }
@@ -181,10 +226,23 @@ async fn every_acknowledged_label_survives_kill_9_during_submits() {
 /// Acknowledged labels are there with their bytes; the others are whole or not there.
 async fn check_sent(server: &Http, sent: &BTreeMap<(usize, String), (Vec<u8>, bool)>) {
     for ((study, tag), (bytes, acknowledged)) in sent {
-        let reply = server.get(&format!("/datastore/label?label={}&tag={tag}", STUDIES[*study])).await;
+        let reply = server
+            .get(&format!(
+                "/datastore/label?label={}&tag={tag}",
+                STUDIES[*study]
+            ))
+            .await;
         match reply.status {
-            200 => assert!(reply.body == *bytes, "{} {tag} has other bytes", STUDIES[*study]),
-            status => assert!(status == 404 && !acknowledged, "{} {tag} answers {status}", STUDIES[*study]),
+            200 => assert!(
+                reply.body == *bytes,
+                "{} {tag} has other bytes",
+                STUDIES[*study]
+            ),
+            status => assert!(
+                status == 404 && !acknowledged,
+                "{} {tag} answers {status}",
+                STUDIES[*study]
+            ),
         }
     }
 }
@@ -194,30 +252,54 @@ async fn training_that_loses_its_workers_is_taken_up_and_then_given_up() {
     let site = Site::new([16, 32, 32]);
     let server = site.serve();
     site.label_all(&server).await;
-    let reply = server.post_json("/train/tiny", r#"{"steps": 1000000}"#).await;
+    let reply = server
+        .post_json("/train/tiny", r#"{"steps": 1000000}"#)
+        .await;
     assert_eq!(reply.status, 200, "{}", reply.text());
     let mut worker = None;
     for life in 1..=3 {
-        let task = training(&server, &site, |task| starts(task) == life || finished(task)).await;
+        let task = training(&server, &site, |task| {
+            starts(task) == life || finished(task)
+        })
+        .await;
         assert_eq!(task["status"], "RUNNING", "{task}");
         let pid = worker_of(&server, worker).await;
         kill_9(pid);
         worker = Some(pid);
         assert_eq!(server.get("/info/").await.status, 200, "the server goes on");
         let mask = server.form("POST", "/infer/tiny?image=case_1", &[]).await;
-        assert_eq!(mask.status, 200, "an inference waits for the next worker: {}", mask.text());
+        assert_eq!(
+            mask.status,
+            200,
+            "an inference waits for the next worker: {}",
+            mask.text()
+        );
     }
     let task = training(&server, &site, finished).await;
     assert_eq!(task["status"], "ERROR", "{task}");
-    let last = task["details"].as_array().unwrap().last().unwrap().as_str().unwrap();
+    let last = task["details"]
+        .as_array()
+        .unwrap()
+        .last()
+        .unwrap()
+        .as_str()
+        .unwrap();
     assert!(last.contains("stopped answering"), "{last}");
 
-    let reply = server.post_json("/train/tiny", r#"{"steps": 2, "name": "again"}"#).await;
+    let reply = server
+        .post_json("/train/tiny", r#"{"steps": 2, "name": "again"}"#)
+        .await;
     assert_eq!(reply.status, 200, "{}", reply.text());
     let task = training(&server, &site, finished).await;
     assert_eq!(task["status"], "DONE", "{task}\n{}", site.log());
-    let mask = server.form("POST", "/infer/tiny?image=case_1&output=json", &[]).await;
-    assert_eq!(mask.json()["model_version"], 2, "the next inference uses the new version");
+    let mask = server
+        .form("POST", "/infer/tiny?image=case_1&output=json", &[])
+        .await;
+    assert_eq!(
+        mask.json()["model_version"],
+        2,
+        "the next inference uses the new version"
+    );
 }
 
 #[tokio::test]
@@ -225,7 +307,13 @@ async fn training_of_a_killed_server_goes_on_after_the_restart() {
     let site = Site::new([16, 32, 32]);
     let server = site.serve();
     site.label_all(&server).await;
-    assert_eq!(server.post_json("/train/tiny", r#"{"steps": 40}"#).await.status, 200);
+    assert_eq!(
+        server
+            .post_json("/train/tiny", r#"{"steps": 40}"#)
+            .await
+            .status,
+        200
+    );
     training(&server, &site, |task| starts(task) == 1).await;
     let worker = worker_of(&server, None).await;
     server.kill_9();
@@ -234,15 +322,22 @@ async fn training_of_a_killed_server_goes_on_after_the_restart() {
     assert_eq!(task["status"], "DONE", "{task}\n{}", site.log());
     let models = server.get("/model/info/tiny").await;
     assert_eq!(models.status, 200, "{}", models.text());
-    let mask = server.form("POST", "/infer/tiny?image=case_2&output=json", &[]).await;
+    let mask = server
+        .form("POST", "/infer/tiny?image=case_2&output=json", &[])
+        .await;
     assert_eq!(mask.json()["model_version"], 2);
     for (study, name) in STUDIES.iter().enumerate() {
-        let label = server.get(&format!("/datastore/label?label={name}&tag=final")).await;
+        let label = server
+            .get(&format!("/datastore/label?label={name}&tag=final"))
+            .await;
         assert!(label.body == site.label(study, 0), "{name}");
     }
     let start = Instant::now();
     while Path::new(&format!("/proc/{worker}")).exists() {
-        assert!(start.elapsed() < PATIENCE, "the worker of the killed server goes on without it");
+        assert!(
+            start.elapsed() < PATIENCE,
+            "the worker of the killed server goes on without it"
+        );
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
     assert_eq!(site.faults().await, Vec::<String>::new());
@@ -252,8 +347,11 @@ async fn training_of_a_killed_server_goes_on_after_the_restart() {
 async fn an_inference_whose_worker_is_killed_is_answered_by_the_next() {
     let site = Site::new([48, 80, 80]);
     let server = site.serve();
-    let http = Http { address: server.address };
-    let asked = tokio::spawn(async move { http.form("POST", "/infer/tiny?image=case_1", &[]).await });
+    let http = Http {
+        address: server.address,
+    };
+    let asked =
+        tokio::spawn(async move { http.form("POST", "/infer/tiny?image=case_1", &[]).await });
     let project = Project::open_worker(&site.path("data")).await.unwrap();
     let start = Instant::now();
     loop {
@@ -282,8 +380,15 @@ async fn a_second_server_is_refused_and_names_the_first() {
         .unwrap();
     let text = String::from_utf8_lossy(&second.stderr).into_owned();
     assert_eq!(second.status.code(), Some(1), "{text}");
-    assert!(text.contains(&format!("process {}", server.pid())), "{text}");
+    assert!(
+        text.contains(&format!("process {}", server.pid())),
+        "{text}"
+    );
     assert!(second.stdout.is_empty());
-    assert!(server.ready().contains("tiny version 1"), "{}", server.ready());
+    assert!(
+        server.ready().contains("tiny version 1"),
+        "{}",
+        server.ready()
+    );
     assert_eq!(server.get("/info/").await.status, 200, "the first goes on");
 }

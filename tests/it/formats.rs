@@ -87,7 +87,9 @@ const MALFORMED_BUT_READ: &[&str] = &["derived_malformed/nii_bitpix_mismatch.nii
 
 #[test]
 fn derived_files_are_read_as_recorded() {
-    let Some(folder) = shared("data/formats") else { return };
+    let Some(folder) = shared("data/formats") else {
+        return;
+    };
     let expected = json_of(&folder.join("expected_derived.json"));
     let mut wrong = Vec::new();
     for case in expected.as_array().unwrap() {
@@ -198,7 +200,9 @@ const REAL_REFUSED: &[&str] = &[
 
 #[test]
 fn files_of_public_suites_are_read_as_other_readers_do() {
-    let Some(folder) = shared("data/formats") else { return };
+    let Some(folder) = shared("data/formats") else {
+        return;
+    };
     let mut wrong = Vec::new();
     for set in json_of(&folder.join("manifest_real.json"))
         .as_array()
@@ -237,7 +241,9 @@ fn files_of_public_suites_are_read_as_other_readers_do() {
 
 #[test]
 fn a_folder_gives_one_entry_per_file() {
-    let Some(folder) = shared("data/formats") else { return };
+    let Some(folder) = shared("data/formats") else {
+        return;
+    };
     let (report, code) = inspect(&folder.join("real/niivue_orient_a"), &[]);
     assert_eq!(code, 0);
     assert_eq!(report["images"].as_array().unwrap().len(), 24);

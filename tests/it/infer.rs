@@ -12,7 +12,11 @@ use serde_json::{Value, json};
 const SEED: u64 = 3;
 
 fn network() -> PctNetConfig {
-    PctNetConfig { feature_chns: [4, 8, 16, 16, 16], num_heads: [2, 2, 2], ..PctNetConfig::pct_net_s(5, [16, 32, 32], 1) }
+    PctNetConfig {
+        feature_chns: [4, 8, 16, 16, 16],
+        num_heads: [2, 2, 2],
+        ..PctNetConfig::pct_net_s(5, [16, 32, 32], 1)
+    }
 }
 
 /// A small untrained model that resamples to `spacing_mm` `[z, y, x]`.
@@ -30,12 +34,26 @@ fn model(dir: &Path, spacing_mm: Option<[f64; 3]>) -> PathBuf {
 
 fn infer(model: &Path, images: &[PathBuf], out: &Path) -> Output {
     let mut command = Command::new(env!("CARGO_BIN_EXE_fewlabel"));
-    command.arg("infer").arg("--model").arg(model).args(images).arg("-o").arg(out);
-    command.args(["--device", "cpu", "--json"]).output().unwrap()
+    command
+        .arg("infer")
+        .arg("--model")
+        .arg(model)
+        .args(images)
+        .arg("-o")
+        .arg(out);
+    command
+        .args(["--device", "cpu", "--json"])
+        .output()
+        .unwrap()
 }
 
 fn done(output: &Output) -> Value {
-    assert_eq!(output.status.code(), Some(0), "{}", String::from_utf8_lossy(&output.stderr));
+    assert_eq!(
+        output.status.code(),
+        Some(0),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
     serde_json::from_slice(&output.stdout).unwrap()
 }
 
@@ -58,9 +76,14 @@ fn stored<T: Copy>(volume: &Volume<T>, order: [usize; 3], flips: [bool; 3]) -> V
             for x in 0..new_shape[2] {
                 let mut source = [0; 3];
                 for (a, index) in [z, y, x].into_iter().enumerate() {
-                    source[order[a]] = if flips[a] { new_shape[a] - 1 - index } else { index };
+                    source[order[a]] = if flips[a] {
+                        new_shape[a] - 1 - index
+                    } else {
+                        index
+                    };
                 }
-                voxels.push(volume.voxels[(source[0] * shape[1] + source[1]) * shape[2] + source[2]]);
+                voxels
+                    .push(volume.voxels[(source[0] * shape[1] + source[1]) * shape[2] + source[2]]);
             }
         }
     }
@@ -68,7 +91,12 @@ fn stored<T: Copy>(volume: &Volume<T>, order: [usize; 3], flips: [bool; 3]) -> V
 }
 
 fn scan(seed: u64, shape: [usize; 3], max_tilt_degrees: f64) -> Volume<f32> {
-    let options = PhantomOptions { shape: Some(shape), random_orientation: false, max_tilt_degrees, noise_hu: None };
+    let options = PhantomOptions {
+        shape: Some(shape),
+        random_orientation: false,
+        max_tilt_degrees,
+        noise_hu: None,
+    };
     torso(seed, &options).scan
 }
 
@@ -79,7 +107,14 @@ fn label(path: &Path) -> Volume<u16> {
 
 #[test]
 fn all_48_orders_of_one_patient_give_the_same_label_in_the_world() {
-    let orders = [[0, 1, 2], [0, 2, 1], [1, 0, 2], [1, 2, 0], [2, 0, 1], [2, 1, 0]];
+    let orders = [
+        [0, 1, 2],
+        [0, 2, 1],
+        [1, 0, 2],
+        [1, 2, 0],
+        [2, 0, 1],
+        [2, 1, 0],
+    ];
     // Tilted, so that no axis is exactly one of the world's; resampled and not; larger than one window.
     for (seed, spacing_mm) in [(1, None), (2, Some([7.5, 8.0, 9.0]))] {
         let dir = tempfile::tempdir().unwrap();
@@ -101,16 +136,33 @@ fn all_48_orders_of_one_patient_give_the_same_label_in_the_world() {
         assert_eq!(report["images"].as_array().unwrap().len(), 48);
         let file = |n: usize| out.join(format!("{n}.nii.gz"));
         let first = label(&file(0));
-        let share = |value| first.voxels.iter().filter(|v| **v == value).count() as f64 / first.voxels.len() as f64;
+        let share = |value| {
+            first.voxels.iter().filter(|v| **v == value).count() as f64 / first.voxels.len() as f64
+        };
         let present = (0..5).filter(|value| share(*value) > 0.01).count();
-        assert!(present >= 2, "the label must not be constant for this test to see anything");
+        assert!(
+            present >= 2,
+            "the label must not be constant for this test to see anything"
+        );
         for (n, (order, flips)) in ways.iter().enumerate() {
             let expected = stored(&first, *order, *flips);
             let found = label(&file(n));
-            assert!(found.voxels == expected.voxels, "order {order:?} flips {flips:?} gives another label");
-            let input = read_scan(&images[n], &Budget::default()).unwrap().volume.geometry;
-            assert_eq!(found.geometry, input, "the grid of the label is that of its image");
-            assert!(found.geometry.same_grid(&expected.geometry, 1e-3), "order {order:?} flips {flips:?}");
+            assert!(
+                found.voxels == expected.voxels,
+                "order {order:?} flips {flips:?} gives another label"
+            );
+            let input = read_scan(&images[n], &Budget::default())
+                .unwrap()
+                .volume
+                .geometry;
+            assert_eq!(
+                found.geometry, input,
+                "the grid of the label is that of its image"
+            );
+            assert!(
+                found.geometry.same_grid(&expected.geometry, 1e-3),
+                "order {order:?} flips {flips:?}"
+            );
         }
     }
 }
@@ -120,9 +172,19 @@ fn the_grid_is_that_of_the_scan_and_the_result_is_repeatable() {
     let dir = tempfile::tempdir().unwrap();
     let model = model(dir.path(), Some([6.0, 5.0, 7.0]));
     // Smaller than the window in some or all axes, single voxels and slices, and larger.
-    let shapes = [[1, 1, 1], [1, 30, 20], [5, 7, 9], [3, 70, 20], [17, 33, 31], [40, 16, 16]];
+    let shapes = [
+        [1, 1, 1],
+        [1, 30, 20],
+        [5, 7, 9],
+        [3, 70, 20],
+        [17, 33, 31],
+        [40, 16, 16],
+    ];
     for (n, shape) in shapes.into_iter().enumerate() {
-        for (suffix, format) in [(".nii.gz", LabelFormat::NiftiGz), (".nrrd", LabelFormat::Nrrd)] {
+        for (suffix, format) in [
+            (".nii.gz", LabelFormat::NiftiGz),
+            (".nrrd", LabelFormat::Nrrd),
+        ] {
             let image = dir.path().join(format!("scan{n}{suffix}"));
             write_scan(&image, &scan(7, shape, 9.0), format).unwrap();
             let out = |name: &str| dir.path().join(format!("{name}{n}{suffix}"));
@@ -133,8 +195,14 @@ fn the_grid_is_that_of_the_scan_and_the_result_is_repeatable() {
                 assert!(entry["seconds"][stage].as_f64().unwrap() >= 0.0, "{stage}");
             }
             done(&infer(&model, std::slice::from_ref(&image), &out("b")));
-            assert!(std::fs::read(out("a")).unwrap() == std::fs::read(out("b")).unwrap(), "{shape:?}{suffix}");
-            let input = read_scan(&image, &Budget::default()).unwrap().volume.geometry;
+            assert!(
+                std::fs::read(out("a")).unwrap() == std::fs::read(out("b")).unwrap(),
+                "{shape:?}{suffix}"
+            );
+            let input = read_scan(&image, &Budget::default())
+                .unwrap()
+                .volume
+                .geometry;
             let found = label(&out("a"));
             assert_eq!(input.shape(), shape);
             assert_eq!(found.geometry, input, "{shape:?}{suffix}");
@@ -181,22 +249,42 @@ fn bad_input_fails_with_its_reason_and_spoils_nothing() {
     let output = infer(&model, &images, &out);
     assert_eq!(output.status.code(), Some(1));
     let report: Value = serde_json::from_slice(&output.stdout).unwrap();
-    assert_eq!((report["images"].as_array().unwrap().len(), report["failed"].as_array().unwrap().len()), (1, 4));
+    assert_eq!(
+        (
+            report["images"].as_array().unwrap().len(),
+            report["failed"].as_array().unwrap().len()
+        ),
+        (1, 4)
+    );
     for failure in report["failed"].as_array().unwrap() {
         assert!(failure["message"].as_str().unwrap().len() > 10, "{failure}");
     }
-    let left: Vec<_> = std::fs::read_dir(&out).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    let left: Vec<_> = std::fs::read_dir(&out)
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name())
+        .collect();
     assert_eq!(left, ["good.nii.gz"], "nothing is left of the refused ones");
 
     let fails = |output: Output, code: i32, word: &str| {
         let text = String::from_utf8_lossy(&output.stderr).into_owned();
         assert_eq!(output.status.code(), Some(code), "{word}: {text}");
-        assert!(text.contains(word) && !text.contains("panicked"), "{word}: {text}");
+        assert!(
+            text.contains(word) && !text.contains("panicked"),
+            "{word}: {text}"
+        );
         assert!(output.stdout.is_empty(), "{word}");
     };
     let two = [good.clone(), good.clone()];
-    fails(infer(&model, &two, &dir.path().join("one.nii.gz")), 2, "--out");
-    fails(infer(&dir.path().join("none"), &[good.clone()], &out), 1, "none");
+    fails(
+        infer(&model, &two, &dir.path().join("one.nii.gz")),
+        2,
+        "--out",
+    );
+    fails(
+        infer(&dir.path().join("none"), &[good.clone()], &out),
+        1,
+        "none",
+    );
     fails(infer(&model, &[], &out), 2, "IMAGE");
     let mut weights = std::fs::read(model.join("weights.safetensors")).unwrap();
     *weights.last_mut().unwrap() ^= 1;

@@ -9,15 +9,56 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("imaging", &["rng"]),
     ("model", &["imaging", "rng", "telemetry"]),
     ("store", &["clock", "telemetry"]),
-    ("project", &["store", "model", "imaging", "clock", "rng", "telemetry"]),
-    ("rounds", &["project", "store", "model", "imaging", "clock", "rng", "telemetry"]),
-    ("sessions", &["project", "store", "imaging", "clock", "rng", "telemetry"]),
-    ("worker", &["rounds", "project", "store", "model", "imaging", "clock", "rng", "telemetry"]),
-    ("rest", &["rounds", "project", "sessions", "config", "telemetry"]),
+    (
+        "project",
+        &["store", "model", "imaging", "clock", "rng", "telemetry"],
+    ),
+    (
+        "rounds",
+        &[
+            "project",
+            "store",
+            "model",
+            "imaging",
+            "clock",
+            "rng",
+            "telemetry",
+        ],
+    ),
+    (
+        "sessions",
+        &["project", "store", "imaging", "clock", "rng", "telemetry"],
+    ),
+    (
+        "worker",
+        &[
+            "rounds",
+            "project",
+            "store",
+            "model",
+            "imaging",
+            "clock",
+            "rng",
+            "telemetry",
+        ],
+    ),
+    (
+        "rest",
+        &["rounds", "project", "sessions", "config", "telemetry"],
+    ),
     (
         "cli",
         &[
-            "rest", "worker", "rounds", "project", "sessions", "model", "imaging", "clock", "config", "rng",
+            "rest",
+            "worker",
+            "rounds",
+            "project",
+            "sessions",
+            "model",
+            "imaging",
+            "clock",
+            "config",
+            "rng",
             "telemetry",
         ],
     ),
@@ -70,7 +111,12 @@ fn sources() -> Vec<Source> {
     assert!(found.len() > 100, "the sources are in {}", root.display());
     let source = |path: PathBuf| Source {
         text: std::fs::read_to_string(&path).unwrap(),
-        path: path.strip_prefix(&root).unwrap().to_str().unwrap().replace('\\', "/"),
+        path: path
+            .strip_prefix(&root)
+            .unwrap()
+            .to_str()
+            .unwrap()
+            .replace('\\', "/"),
     };
     found.into_iter().map(source).collect()
 }
@@ -84,7 +130,11 @@ fn used(code: &str) -> Vec<String> {
     let mut names = Vec::new();
     for start in ["crate::", "fewlabel::"] {
         for (at, _) in code.match_indices(start) {
-            if code[..at].chars().next_back().is_some_and(|c| is_name(c) || c == ':' || c == '$') {
+            if code[..at]
+                .chars()
+                .next_back()
+                .is_some_and(|c| is_name(c) || c == ':' || c == '$')
+            {
                 continue;
             }
             names.append(&mut first_names(&code[at + start.len()..]));
@@ -95,7 +145,12 @@ fn used(code: &str) -> Vec<String> {
 
 /// The first name of a path, or of each path of a group in braces.
 fn first_names(rest: &str) -> Vec<String> {
-    let name = |text: &str| text.trim_start().chars().take_while(|c| is_name(*c)).collect::<String>();
+    let name = |text: &str| {
+        text.trim_start()
+            .chars()
+            .take_while(|c| is_name(*c))
+            .collect::<String>()
+    };
     let Some(group) = rest.strip_prefix('{') else {
         return vec![name(rest)];
     };
@@ -125,8 +180,14 @@ fn none(faults: &[String], rule: &str) {
 
 #[test]
 fn paths_are_recognised() {
-    assert_eq!(used("use crate::imaging::Volume; crate::rng::Rng::new(1)"), ["imaging", "rng"]);
-    assert_eq!(used("use crate::{model::{a, b}, store, }; x"), ["model", "store"]);
+    assert_eq!(
+        used("use crate::imaging::Volume; crate::rng::Rng::new(1)"),
+        ["imaging", "rng"]
+    );
+    assert_eq!(
+        used("use crate::{model::{a, b}, store, }; x"),
+        ["model", "store"]
+    );
     assert_eq!(used("use fewlabel::cli;"), ["cli"]);
     assert!(used("$crate::x burn_crate::y").is_empty());
 }
@@ -137,7 +198,10 @@ fn modules_use_only_what_is_below_them() {
     for source in sources() {
         let module = source.module();
         let Some((_, allowed)) = MAY_USE.iter().find(|(name, _)| *name == module) else {
-            faults.push(format!("src/{}: {module} is not a top-level module of the design", source.path));
+            faults.push(format!(
+                "src/{}: {module} is not a top-level module of the design",
+                source.path
+            ));
             continue;
         };
         let code: Vec<_> = source.code().map(|(_, line)| line).collect();
@@ -152,7 +216,10 @@ fn modules_use_only_what_is_below_them() {
             }
         }
     }
-    none(&faults, "edges that the architecture does not have (move the code, or pass the value in):");
+    none(
+        &faults,
+        "edges that the architecture does not have (move the code, or pass the value in):",
+    );
 }
 
 #[test]
@@ -167,7 +234,10 @@ fn only_the_model_names_the_tensor_library() {
             }
         }
     }
-    none(&faults, "burn is named outside src/model (give the domain a type of the model module):");
+    none(
+        &faults,
+        "burn is named outside src/model (give the domain a type of the model module):",
+    );
 }
 
 #[test]
@@ -178,7 +248,10 @@ fn unsafe_code_is_in_the_kernels_alone() {
             continue;
         }
         for (line, code) in source.code() {
-            if code.split(|c: char| !is_name(c)).any(|word| word == "unsafe") {
+            if code
+                .split(|c: char| !is_name(c))
+                .any(|word| word == "unsafe")
+            {
                 faults.push(format!("src/{}:{line}: {}", source.path, code.trim()));
             }
         }
@@ -194,8 +267,14 @@ fn files_are_short() {
         let root = source.path.ends_with("/mod.rs");
         let most = if root { MAX_ROOT_LINES } else { MAX_LINES };
         if lines > most {
-            faults.push(format!("src/{}: {lines} lines, at most {most}", source.path));
+            faults.push(format!(
+                "src/{}: {lines} lines, at most {most}",
+                source.path
+            ));
         }
     }
-    none(&faults, "files that are too long (split them by concept; tests may be in a file of their own):");
+    none(
+        &faults,
+        "files that are too long (split them by concept; tests may be in a file of their own):",
+    );
 }

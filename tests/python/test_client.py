@@ -51,7 +51,7 @@ def test_auth_is_off(client: MONAILabelClient) -> None:
 
 def test_info(client: MONAILabelClient) -> None:
     info = client.info()
-    keys = "name description version labels models trainers strategies scoring train_stats datastore".split()
+    keys = ["name", "description", "version", "labels", "models", "trainers", "strategies", "scoring", "train_stats", "datastore"]
     assert list(info) == keys
     assert list(info["models"][MODEL]["labels"].items()) == [("liver", 1), ("spleen", 2)]
     assert info["models"][MODEL]["type"] == "segmentation"

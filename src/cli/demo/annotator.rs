@@ -64,9 +64,15 @@ impl Annotator {
             interrupted: Arc::clone(interrupted),
         };
         let info = this.get("/info/")?;
-        let models = info["models"].as_object().and_then(|models| models.keys().next());
+        let models = info["models"]
+            .as_object()
+            .and_then(|models| models.keys().next());
         this.model = models.context("the server offers no model")?.clone();
-        ensure!(info["strategies"][&this.strategy].is_object(), "the server has no strategy {}", this.strategy);
+        ensure!(
+            info["strategies"][&this.strategy].is_object(),
+            "the server has no strategy {}",
+            this.strategy
+        );
         Ok(this)
     }
 
@@ -77,7 +83,10 @@ impl Annotator {
     pub fn next_case(&self) -> anyhow::Result<String> {
         let path = format!("/activelearning/{}", self.strategy);
         let sample = self.post_json(&path, &json!({ "client_id": CLIENT_ID }))?;
-        Ok(sample["id"].as_str().context("the server has no case to label")?.to_owned())
+        Ok(sample["id"]
+            .as_str()
+            .context("the server has no case to label")?
+            .to_owned())
     }
 
     /// The model's proposal for an image, on the image's grid.
@@ -90,15 +99,28 @@ impl Annotator {
         let url = format!("{}/infer/{}?image={}", self.url, self.model, escaped(image));
         let request = self.agent.post(&url).content_type(form_type());
         let mut answer = checked(self.talk(|| request.send(&form))?)?;
-        let kind = answer.headers().get("content-type").and_then(|value| value.to_str().ok());
-        let boundary = kind.and_then(|kind| kind.split_once("boundary=")).map(|(_, boundary)| boundary.to_owned());
+        let kind = answer
+            .headers()
+            .get("content-type")
+            .and_then(|value| value.to_str().ok());
+        let boundary = kind
+            .and_then(|kind| kind.split_once("boundary="))
+            .map(|(_, boundary)| boundary.to_owned());
         let boundary = boundary.context("the answer to /infer is not multipart")?;
-        let body = answer.body_mut().with_config().limit(MAX_ANSWER_BYTES).read_to_vec()?;
-        let label = part(&body, &boundary, "image").context("the answer to /infer holds no label map")?;
+        let body = answer
+            .body_mut()
+            .with_config()
+            .limit(MAX_ANSWER_BYTES)
+            .read_to_vec()?;
+        let label =
+            part(&body, &boundary, "image").context("the answer to /infer holds no label map")?;
         let mut file = tempfile::Builder::new().suffix(".nii.gz").tempfile()?;
         file.write_all(label)?;
         let mut read = read_label(file.path(), &Budget::default())?;
-        let voxels = read.layers.pop().context("the label map of the answer is empty")?;
+        let voxels = read
+            .layers
+            .pop()
+            .context("the label map of the answer is empty")?;
         Ok(Volume::new(read.geometry, voxels)?)
     }
 
@@ -121,15 +143,21 @@ impl Annotator {
     /// # Errors
     /// When the server does not take it.
     pub fn submit(&self, study: &Study) -> anyhow::Result<()> {
-        let info: Vec<_> =
-            names()?.into_iter().map(|(value, name)| json!({ "name": name, "idx": value })).collect();
+        let info: Vec<_> = names()?
+            .into_iter()
+            .map(|(value, name)| json!({ "name": name, "idx": value }))
+            .collect();
         let params = json!({ "label_info": info, "client_id": CLIENT_ID });
         let label = std::fs::read(&study.truth_file)?;
         let form = form(&[
             ("params", None, params.to_string().as_bytes()),
             ("label", Some("label.nii.gz"), &label),
         ]);
-        let url = format!("{}/datastore/label?image={}&tag=final", self.url, escaped(&study.id));
+        let url = format!(
+            "{}/datastore/label?image={}&tag=final",
+            self.url,
+            escaped(&study.id)
+        );
         let request = self.agent.put(&url).content_type(form_type());
         checked(self.talk(|| request.send(&form))?)?;
         Ok(())
@@ -140,7 +168,8 @@ impl Annotator {
     /// # Errors
     /// When the server refuses it.
     pub fn start_training(&self, params: &Value) -> anyhow::Result<()> {
-        self.post_json(&format!("/train/{}", self.model), params).map(drop)
+        self.post_json(&format!("/train/{}", self.model), params)
+            .map(drop)
     }
 
     /// How far the round is.
@@ -150,23 +179,36 @@ impl Annotator {
     pub fn training(&self) -> anyhow::Result<Training> {
         let task = self.get("/train/")?;
         let stats = &self.get("/info/")?["train_stats"][&self.model];
-        let last_line = task["details"].as_array().and_then(|lines| lines.last()?.as_str());
+        let last_line = task["details"]
+            .as_array()
+            .and_then(|lines| lines.last()?.as_str());
         Ok(Training {
-            status: task["status"].as_str().context("the task of /train/ has no status")?.to_owned(),
-            step: stats["step"].as_u64().and_then(|step| usize::try_from(step).ok()),
-            loss: stats["train"]["metrics"]["loss"].as_f64().unwrap_or(f64::NAN),
+            status: task["status"]
+                .as_str()
+                .context("the task of /train/ has no status")?
+                .to_owned(),
+            step: stats["step"]
+                .as_u64()
+                .and_then(|step| usize::try_from(step).ok()),
+            loss: stats["train"]["metrics"]["loss"]
+                .as_f64()
+                .unwrap_or(f64::NAN),
             last_line: last_line.unwrap_or_default().to_owned(),
         })
     }
 
     fn get(&self, path: &str) -> anyhow::Result<Value> {
         let request = self.agent.get(format!("{}{path}", self.url));
-        Ok(checked(self.talk(|| request.call())?)?.body_mut().read_json()?)
+        Ok(checked(self.talk(|| request.call())?)?
+            .body_mut()
+            .read_json()?)
     }
 
     fn post_json(&self, path: &str, body: &Value) -> anyhow::Result<Value> {
         let request = self.agent.post(format!("{}{path}", self.url));
-        Ok(checked(self.talk(|| request.send_json(body))?)?.body_mut().read_json()?)
+        Ok(checked(self.talk(|| request.send_json(body))?)?
+            .body_mut()
+            .read_json()?)
     }
 
     /// One request, unless the user wants to stop.
@@ -174,13 +216,19 @@ impl Annotator {
         &self,
         send: impl FnOnce() -> Result<Response<Body>, ureq::Error>,
     ) -> anyhow::Result<Response<Body>> {
-        let answer = if self.interrupted.load(Ordering::Relaxed) { None } else { Some(send()) };
+        let answer = if self.interrupted.load(Ordering::Relaxed) {
+            None
+        } else {
+            Some(send())
+        };
         // Ctrl-c reaches the server too, so that an error after it is no news.
         match answer {
             Some(answer) if !self.interrupted.load(Ordering::Relaxed) => {
                 answer.with_context(|| format!("the server at {} does not answer", self.url))
             }
-            _ => bail!("interrupted; submitted labels are kept, and the studies can be served as they are"),
+            _ => bail!(
+                "interrupted; submitted labels are kept, and the studies can be served as they are"
+            ),
         }
     }
 }
@@ -192,7 +240,10 @@ fn checked(mut answer: Response<Body>) -> anyhow::Result<Response<Body>> {
     }
     let text = answer.body_mut().read_to_string().unwrap_or_default();
     let json: Option<Value> = serde_json::from_str(&text).ok();
-    let detail = json.as_ref().and_then(|json| json["detail"].as_str()).unwrap_or(&text);
+    let detail = json
+        .as_ref()
+        .and_then(|json| json["detail"].as_str())
+        .unwrap_or(&text);
     bail!("the server answered {}: {detail}", answer.status());
 }
 
@@ -208,8 +259,12 @@ fn form_type() -> String {
 fn form(parts: &[(&str, Option<&str>, &[u8])]) -> Vec<u8> {
     let mut form = Vec::new();
     for (field, file, content) in parts {
-        let file = file.map(|file| format!("; filename=\"{file}\"")).unwrap_or_default();
-        let head = format!("--{BOUNDARY}\r\nContent-Disposition: form-data; name=\"{field}\"{file}\r\n\r\n");
+        let file = file
+            .map(|file| format!("; filename=\"{file}\""))
+            .unwrap_or_default();
+        let head = format!(
+            "--{BOUNDARY}\r\nContent-Disposition: form-data; name=\"{field}\"{file}\r\n\r\n"
+        );
         form.extend_from_slice(head.as_bytes());
         form.extend_from_slice(content);
         form.extend_from_slice(b"\r\n");
@@ -237,7 +292,8 @@ fn part<'a>(body: &'a [u8], boundary: &str, name: &str) -> Option<&'a [u8]> {
 }
 
 fn find(text: &[u8], wanted: &[u8]) -> Option<usize> {
-    text.windows(wanted.len()).position(|window| window == wanted)
+    text.windows(wanted.len())
+        .position(|window| window == wanted)
 }
 
 #[cfg(test)]
@@ -247,7 +303,10 @@ mod tests {
     #[test]
     fn parts_come_back_whole() {
         let content = b"\x1f\x8b\r\n--not the end\r\n\r\n";
-        let form = form(&[("params", None, b"{}"), ("image", Some("a.nii.gz"), content)]);
+        let form = form(&[
+            ("params", None, b"{}"),
+            ("image", Some("a.nii.gz"), content),
+        ]);
         assert_eq!(part(&form, BOUNDARY, "params"), Some(&b"{}"[..]));
         assert_eq!(part(&form, BOUNDARY, "image"), Some(&content[..]));
         assert_eq!(part(&form, BOUNDARY, "label"), None);

@@ -25,7 +25,11 @@ use server::Server;
 use studies::{Studies, Study};
 
 /// Optimiser steps of the round: what two CPU cores do in about three minutes.
-const STEPS: usize = 60;
+const STEPS: usize = 120;
+/// Patches per step: many small steps learn more than few large ones here.
+const BATCH: usize = 1;
+/// High for Adam, as the round is short and starts from nothing.
+const LEARNING_RATE: f64 = 4e-3;
 /// Pause between two looks at the training.
 const POLL: Duration = Duration::from_millis(500);
 /// Folder that is made when none is given.
@@ -62,7 +66,11 @@ pub fn run(args: DemoArgs) -> anyhow::Result<()> {
         studies.held_out.len(),
     );
     let server = Server::start(&studies.folder, &dir.join("server.log"), args.seed)?;
-    println!("serving at {}, log in {}", server.url, dir.join("server.log").display());
+    println!(
+        "serving at {}, log in {}",
+        server.url,
+        dir.join("server.log").display()
+    );
     let clinician = Annotator::connect(&server.url, &interrupted)?;
 
     let before = clinician.propose_all("before", &studies.held_out)?;
@@ -74,9 +82,15 @@ pub fn run(args: DemoArgs) -> anyhow::Result<()> {
     println!("\n{scores}");
     let pictures = dir.join("overlays");
     report::draw(&pictures, &studies.held_out, &before, &after)?;
-    println!("pictures (before, after, reference): {}", pictures.display());
+    println!(
+        "pictures (before, after, reference): {}",
+        pictures.display()
+    );
     server.stop()?;
-    println!("done in {:.0} s; to keep working on these studies:\n", started.elapsed().as_secs_f64());
+    println!(
+        "done in {:.0} s; to keep working on these studies:\n",
+        started.elapsed().as_secs_f64()
+    );
     println!("    {}", server::command_line(&studies.folder));
     Ok(())
 }
@@ -88,12 +102,17 @@ fn annotate(clinician: &Annotator, to_label: &[Study]) -> anyhow::Result<()> {
         let study = to_label
             .iter()
             .find(|study| study.id == id)
-            .with_context(|| format!("the server offered {id}, which is not one of the studies to label"))?;
+            .with_context(|| {
+                format!("the server offered {id}, which is not one of the studies to label")
+            })?;
         let proposal = clinician.propose(&id)?;
         // The script corrects every proposal to the truth, which it knows.
         clinician.submit(study)?;
         let dice = report::mean_dice(study, &proposal).unwrap_or(0.0);
-        println!("label {n} of {}: {id}, proposal had Dice {dice:.2}, corrected and submitted", to_label.len());
+        println!(
+            "label {n} of {}: {id}, proposal had Dice {dice:.2}, corrected and submitted",
+            to_label.len()
+        );
     }
     Ok(())
 }
@@ -101,7 +120,13 @@ fn annotate(clinician: &Annotator, to_label: &[Study]) -> anyhow::Result<()> {
 /// Starts a round and waits until it is published.
 fn train(clinician: &Annotator, seed: u64, server: &Server) -> anyhow::Result<()> {
     // Without validation cases: with so few, every label is worth more to learn from.
-    clinician.start_training(&json!({ "steps": STEPS, "val_split": 0.0, "seed": seed }))?;
+    clinician.start_training(&json!({
+        "steps": STEPS,
+        "batch": BATCH,
+        "learning_rate": LEARNING_RATE,
+        "val_split": 0.0,
+        "seed": seed,
+    }))?;
     let mut progress = Progress::new("training", STEPS);
     loop {
         std::thread::sleep(POLL);
@@ -115,7 +140,11 @@ fn train(clinician: &Annotator, seed: u64, server: &Server) -> anyhow::Result<()
                 progress.note(&state.last_line);
                 return Ok(());
             }
-            other => bail!("training ended as {other}: {}; see {}", state.last_line, server.log.display()),
+            other => bail!(
+                "training ended as {other}: {}; see {}",
+                state.last_line,
+                server.log.display()
+            ),
         }
     }
 }
@@ -129,13 +158,22 @@ fn empty_folder(given: Option<PathBuf>) -> anyhow::Result<PathBuf> {
     };
     let dir = match given {
         Some(dir) => {
-            let free = is_free(&dir).map_err(|error| Usage(format!("--dir {}: {error}", dir.display())))?;
-            let taken = || Usage(format!("--dir {}: this folder is not empty; give a new or an empty one", dir.display()));
+            let free = is_free(&dir)
+                .map_err(|error| Usage(format!("--dir {}: {error}", dir.display())))?;
+            let taken = || {
+                Usage(format!(
+                    "--dir {}: this folder is not empty; give a new or an empty one",
+                    dir.display()
+                ))
+            };
             ensure!(free, taken());
             dir
         }
         None if is_free(Path::new(DEFAULT_DIR)).unwrap_or(false) => DEFAULT_DIR.into(),
-        None => tempfile::Builder::new().prefix(&format!("{DEFAULT_DIR}-")).tempdir_in(".")?.keep(),
+        None => tempfile::Builder::new()
+            .prefix(&format!("{DEFAULT_DIR}-"))
+            .tempdir_in(".")?
+            .keep(),
     };
     std::fs::create_dir_all(&dir).with_context(|| format!("cannot make {}", dir.display()))?;
     Ok(dir)

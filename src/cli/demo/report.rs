@@ -21,15 +21,21 @@ impl Scores {
     pub fn new(studies: &[Study], before: &[Volume<u16>], after: &[Volume<u16>]) -> Self {
         let (before, after) = (per_organ(studies, before), per_organ(studies, after));
         let rows = ORGANS.iter().zip(before.into_iter().zip(after));
-        Self { rows: rows.map(|(&organ, (before, after))| (organ, before, after)).collect() }
+        Self {
+            rows: rows
+                .map(|(&organ, (before, after))| (organ, before, after))
+                .collect(),
+        }
     }
 }
 
 impl fmt::Display for Scores {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let cell = |dice: Option<f64>| dice.map_or_else(|| "-".to_owned(), |dice| format!("{dice:.3}"));
-        let mut line =
-            |name: &str, before: String, after: String| writeln!(f, "{name:<16}{before:>8}{after:>8}");
+        let cell =
+            |dice: Option<f64>| dice.map_or_else(|| "-".to_owned(), |dice| format!("{dice:.3}"));
+        let mut line = |name: &str, before: String, after: String| {
+            writeln!(f, "{name:<16}{before:>8}{after:>8}")
+        };
         line("Dice", "before".to_owned(), "after".to_owned())?;
         for (organ, before, after) in &self.rows {
             line(organ, cell(*before), cell(*after))?;
@@ -41,8 +47,14 @@ impl fmt::Display for Scores {
 }
 
 fn per_organ(studies: &[Study], proposals: &[Volume<u16>]) -> Vec<Option<f64>> {
-    let per_study: Vec<_> = studies.iter().zip(proposals).map(|(study, proposal)| dice(study, proposal)).collect();
-    (0..ORGANS.len()).map(|organ| metrics::mean(per_study.iter().map(|dice| dice[organ]))).collect()
+    let per_study: Vec<_> = studies
+        .iter()
+        .zip(proposals)
+        .map(|(study, proposal)| dice(study, proposal))
+        .collect();
+    (0..ORGANS.len())
+        .map(|organ| metrics::mean(per_study.iter().map(|dice| dice[organ])))
+        .collect()
 }
 
 /// Dice of each organ in one study.
@@ -59,13 +71,27 @@ pub fn mean_dice(study: &Study, proposal: &Volume<u16>) -> Option<f64> {
 ///
 /// # Errors
 /// When a proposal is not on the grid of its study, or a file cannot be written.
-pub fn draw(dir: &Path, studies: &[Study], before: &[Volume<u16>], after: &[Volume<u16>]) -> anyhow::Result<()> {
+pub fn draw(
+    dir: &Path,
+    studies: &[Study],
+    before: &[Volume<u16>],
+    after: &[Volume<u16>],
+) -> anyhow::Result<()> {
     std::fs::create_dir_all(dir).with_context(|| format!("cannot make {}", dir.display()))?;
     for (study, (before, after)) in studies.iter().zip(before.iter().zip(after)) {
         let rows = [
-            Row { title: "before", label: before },
-            Row { title: "after", label: after },
-            Row { title: "reference", label: &study.truth },
+            Row {
+                title: "before",
+                label: before,
+            },
+            Row {
+                title: "after",
+                label: after,
+            },
+            Row {
+                title: "reference",
+                label: &study.truth,
+            },
         ];
         let png = overlay_png(&study.scan, &rows, &names()?, Window::ABDOMEN)?;
         let path = dir.join(format!("{}.png", study.id));

@@ -32,7 +32,14 @@ impl Server {
     pub fn start(studies: &Path, log: &Path, seed: u64) -> anyhow::Result<Self> {
         let lines = File::create(log).with_context(|| format!("cannot make {}", log.display()))?;
         let mut child = Command::new(std::env::current_exe()?)
-            .args(["serve", "--port", "0", "--seed", &seed.to_string(), "--studies"])
+            .args([
+                "serve",
+                "--port",
+                "0",
+                "--seed",
+                &seed.to_string(),
+                "--studies",
+            ])
             .arg(studies)
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
@@ -42,8 +49,12 @@ impl Server {
         let Some(stdout) = child.stdout.take() else {
             bail!("the server's output cannot be read");
         };
-        let mut server =
-            Self { url: String::new(), log: log.to_owned(), child, _stdout: BufReader::new(stdout) };
+        let mut server = Self {
+            url: String::new(),
+            log: log.to_owned(),
+            child,
+            _stdout: BufReader::new(stdout),
+        };
         let mut ready = String::new();
         server._stdout.read_line(&mut ready)?;
         server.url = address(&ready)
@@ -58,7 +69,11 @@ impl Server {
     /// When it had to be killed or ended badly.
     pub fn stop(mut self) -> anyhow::Result<()> {
         let ended = self.end()?;
-        ensure!(ended.success(), "the server ended badly ({ended}); see {}", self.log.display());
+        ensure!(
+            ended.success(),
+            "the server ended badly ({ended}); see {}",
+            self.log.display()
+        );
         Ok(())
     }
 
@@ -95,8 +110,14 @@ fn address(ready: &str) -> Option<&str> {
 
 /// What a user types to serve a folder again, with this same binary.
 pub fn command_line(studies: &Path) -> String {
-    let program = std::env::args().next().unwrap_or_else(|| "fewlabel".to_owned());
-    format!("{} serve --studies {}", quoted(&program), quoted(&studies.to_string_lossy()))
+    let program = std::env::args()
+        .next()
+        .unwrap_or_else(|| "fewlabel".to_owned());
+    format!(
+        "{} serve --studies {}",
+        quoted(&program),
+        quoted(&studies.to_string_lossy())
+    )
 }
 
 /// `text` as one word of a shell.

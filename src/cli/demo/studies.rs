@@ -48,14 +48,23 @@ impl Studies {
     pub fn make(dir: &Path, seed: u64) -> anyhow::Result<Self> {
         let (folder, reference) = (dir.join("studies"), dir.join("reference"));
         for made in [&folder, &reference] {
-            std::fs::create_dir_all(made).with_context(|| format!("cannot make {}", made.display()))?;
+            std::fs::create_dir_all(made)
+                .with_context(|| format!("cannot make {}", made.display()))?;
         }
-        let labels: serde_json::Map<_, _> =
-            (1..).zip(ORGANS).map(|(value, name)| (value.to_string(), (*name).into())).collect();
+        let labels: serde_json::Map<_, _> = (1..)
+            .zip(ORGANS)
+            .map(|(value, name)| (value.to_string(), (*name).into()))
+            .collect();
         let schema = serde_json::json!({ "name": "Fewlabel demo", "labels": labels });
-        std::fs::write(folder.join("dataset.json"), serde_json::to_vec_pretty(&schema)?)?;
+        std::fs::write(
+            folder.join("dataset.json"),
+            serde_json::to_vec_pretty(&schema)?,
+        )?;
         let seeds = Rng::new(seed).named("demo");
-        let options = PhantomOptions { shape: Some(SHAPE), ..PhantomOptions::small() };
+        let options = PhantomOptions {
+            shape: Some(SHAPE),
+            ..PhantomOptions::small()
+        };
         let mut to_label = (0..TO_LABEL + HELD_OUT)
             .into_par_iter()
             .map(|n| {
@@ -65,11 +74,20 @@ impl Studies {
                 let truth_file = reference.join(&file);
                 write_scan(&folder.join(&file), &case.scan, FORMAT)?;
                 write_label(&truth_file, &case.label, &names()?, FORMAT)?;
-                Ok(Study { id, scan: case.scan, truth: case.label, truth_file })
+                Ok(Study {
+                    id,
+                    scan: case.scan,
+                    truth: case.label,
+                    truth_file,
+                })
             })
             .collect::<anyhow::Result<Vec<_>>>()?;
         let held_out = to_label.split_off(TO_LABEL);
-        Ok(Self { folder, to_label, held_out })
+        Ok(Self {
+            folder,
+            to_label,
+            held_out,
+        })
     }
 }
 

@@ -47,7 +47,8 @@ impl Blend {
         let plane = height * width;
         let inside = |axis: usize| {
             let from = (-start[axis]).max(0) as usize;
-            let to = (self.grid[axis] as isize - start[axis]).clamp(0, window[axis] as isize) as usize;
+            let to =
+                (self.grid[axis] as isize - start[axis]).clamp(0, window[axis] as isize) as usize;
             from..to.max(from)
         };
         let (rows_z, rows_y, cols) = (inside(0), inside(1), inside(2));
@@ -58,7 +59,11 @@ impl Blend {
         }
         let (first, classes) = (self.first, self.classes);
         let [_, window_h, window_w] = window;
-        let slices = self.sums.make_contiguous().par_iter_mut().zip(self.weights.make_contiguous());
+        let slices = self
+            .sums
+            .make_contiguous()
+            .par_iter_mut()
+            .zip(self.weights.make_contiguous());
         slices.enumerate().for_each(|(i, (sums, totals))| {
             let z = (first + i) as isize - start[0];
             if z < rows_z.start as isize || z >= rows_z.end as isize {
@@ -123,7 +128,8 @@ impl Blend {
             Some((self.sums.get(i)?, self.weights.get(i)?))
         };
         // No window came near (only air): the slice stays background.
-        let (Some(low), Some(high)) = (slice(low).or(slice(high)), slice(high).or(slice(low))) else {
+        let (Some(low), Some(high)) = (slice(low).or(slice(high)), slice(high).or(slice(low)))
+        else {
             return;
         };
         let classes = self.classes;
@@ -148,7 +154,8 @@ impl Blend {
                     if weight > 0.0 {
                         covered[x] += part;
                         for class in 0..classes {
-                            rows[class * width + x] += part / weight * sums[class * plane + y * width + x];
+                            rows[class * width + x] +=
+                                part / weight * sums[class * plane + y * width + x];
                         }
                     }
                 }
@@ -204,8 +211,13 @@ mod tests {
                 for x in starts(grid[2], window[2]) {
                     let mut logits = vec![0f32; 3 * weights.len()];
                     for (i, _) in weights.iter().enumerate() {
-                        let at = [i / (window[1] * window[2]), i / window[2] % window[1], i % window[2]];
-                        let [gz, gy, gx] = [at[0] as isize + z, at[1] as isize + y, at[2] as isize + x];
+                        let at = [
+                            i / (window[1] * window[2]),
+                            i / window[2] % window[1],
+                            i % window[2],
+                        ];
+                        let [gz, gy, gx] =
+                            [at[0] as isize + z, at[1] as isize + y, at[2] as isize + x];
                         if gz >= 0 && gy >= 0 && gx >= 0 {
                             let class = truth(gz as usize, gy as usize, gx as usize);
                             logits[usize::from(class) * weights.len() + i] = 5.0;

@@ -128,15 +128,21 @@ macro_rules! unary {
                 let $grad = grads.consume::<B>(&ops.node);
                 let [node] = ops.parents;
                 let $state_value = ops.state;
-                let mut $kept = |id: NodeId| -> FloatTensor<B> { checkpointer.retrieve_node_output(id) };
+                let mut $kept =
+                    |id: NodeId| -> FloatTensor<B> { checkpointer.retrieve_node_output(id) };
                 register::<B>(grads, node.map(|n| n.id), $backward);
             }
         }
     };
 }
 
-unary!(ExactGelu, NodeId, |kept, x, grad| B::exact_gelu_grad(kept(x), grad));
-unary!(MaxPool, (NodeId, bool), |kept, state, grad| B::max_pool_grad(kept(state.0), state.1, grad));
+unary!(ExactGelu, NodeId, |kept, x, grad| B::exact_gelu_grad(
+    kept(x),
+    grad
+));
+unary!(MaxPool, (NodeId, bool), |kept, state, grad| {
+    B::max_pool_grad(kept(state.0), state.1, grad)
+});
 
 #[derive(Debug)]
 struct SwapRows;
@@ -160,7 +166,11 @@ impl<B: Kernels> Backward<B, 1> for GatherRows {
     fn backward(self, ops: Ops<RowIndex, 1>, grads: &mut Gradients, _: &mut Checkpointer) {
         let grad = grads.consume::<B>(&ops.node);
         let [node] = ops.parents;
-        register::<B>(grads, node.map(|n| n.id), B::gather_rows(grad, &ops.state.inverse()));
+        register::<B>(
+            grads,
+            node.map(|n| n.id),
+            B::gather_rows(grad, &ops.state.inverse()),
+        );
     }
 }
 
@@ -221,7 +231,11 @@ impl<B: Kernels> Backward<B, 2> for BlocksToSpace {
         let grad = grads.consume::<B>(&ops.node);
         let [x_node, bias_node] = ops.parents;
         register::<B>(grads, bias_node.map(|n| n.id), B::channel_sum(grad.clone()));
-        register::<B>(grads, x_node.map(|n| n.id), B::blocks_to_space_grad(grad, ops.state));
+        register::<B>(
+            grads,
+            x_node.map(|n| n.id),
+            B::blocks_to_space_grad(grad, ops.state),
+        );
     }
 }
 
@@ -253,9 +267,11 @@ impl<B: Kernels, C: CheckpointStrategy> Kernels for Autodiff<B, C> {
                 let y = B::same_conv3d(x.primitive, weight.primitive, bias.primitive);
                 prep.finish(state, y)
             }
-            OpsKind::UnTracked(prep) => {
-                prep.finish(B::same_conv3d(x.primitive, weight.primitive, bias.primitive))
-            }
+            OpsKind::UnTracked(prep) => prep.finish(B::same_conv3d(
+                x.primitive,
+                weight.primitive,
+                bias.primitive,
+            )),
         }
     }
 
@@ -278,7 +294,11 @@ impl<B: Kernels, C: CheckpointStrategy> Kernels for Autodiff<B, C> {
             beta.primitive.clone(),
             slope.primitive.clone(),
         );
-        let y = match BatchNormPrelu.prepare::<C>(nodes).compute_bound().stateful() {
+        let y = match BatchNormPrelu
+            .prepare::<C>(nodes)
+            .compute_bound()
+            .stateful()
+        {
             OpsKind::Tracked(mut prep) => {
                 let state = NormState {
                     x: prep.checkpoint(&x),
@@ -305,7 +325,11 @@ impl<B: Kernels, C: CheckpointStrategy> Kernels for Autodiff<B, C> {
     }
 
     fn max_pool(x: FloatTensor<Self>, depth: bool) -> FloatTensor<Self> {
-        match MaxPool.prepare::<C>([x.node.clone()]).compute_bound().stateful() {
+        match MaxPool
+            .prepare::<C>([x.node.clone()])
+            .compute_bound()
+            .stateful()
+        {
             OpsKind::Tracked(mut prep) => {
                 let state = (prep.checkpoint(&x), depth);
                 prep.finish(state, B::max_pool(x.primitive, depth))
@@ -333,7 +357,11 @@ impl<B: Kernels, C: CheckpointStrategy> Kernels for Autodiff<B, C> {
     }
 
     fn exact_gelu(x: FloatTensor<Self>) -> FloatTensor<Self> {
-        match ExactGelu.prepare::<C>([x.node.clone()]).compute_bound().stateful() {
+        match ExactGelu
+            .prepare::<C>([x.node.clone()])
+            .compute_bound()
+            .stateful()
+        {
             OpsKind::Tracked(mut prep) => {
                 let state = prep.checkpoint(&x);
                 prep.finish(state, B::exact_gelu(x.primitive))
@@ -351,7 +379,10 @@ impl<B: Kernels, C: CheckpointStrategy> Kernels for Autodiff<B, C> {
         match Linear.prepare::<C>(nodes).compute_bound().stateful() {
             OpsKind::Tracked(mut prep) => {
                 let state = (prep.checkpoint(&x), prep.checkpoint(&weight));
-                prep.finish(state, B::row_linear(x.primitive, weight.primitive, bias.primitive))
+                prep.finish(
+                    state,
+                    B::row_linear(x.primitive, weight.primitive, bias.primitive),
+                )
             }
             OpsKind::UnTracked(prep) => {
                 prep.finish(B::row_linear(x.primitive, weight.primitive, bias.primitive))
@@ -380,10 +411,21 @@ impl<B: Kernels, C: CheckpointStrategy> Kernels for Autodiff<B, C> {
         layout: &AttentionLayout,
     ) -> FloatTensor<Self> {
         let nodes = [qkv.node.clone(), bias.node.clone()];
-        match WindowAttention.prepare::<C>(nodes).compute_bound().stateful() {
+        match WindowAttention
+            .prepare::<C>(nodes)
+            .compute_bound()
+            .stateful()
+        {
             OpsKind::Tracked(mut prep) => {
-                let state = (prep.checkpoint(&qkv), prep.checkpoint(&bias), layout.clone());
-                prep.finish(state, B::window_attention(qkv.primitive, bias.primitive, layout))
+                let state = (
+                    prep.checkpoint(&qkv),
+                    prep.checkpoint(&bias),
+                    layout.clone(),
+                );
+                prep.finish(
+                    state,
+                    B::window_attention(qkv.primitive, bias.primitive, layout),
+                )
             }
             OpsKind::UnTracked(prep) => {
                 prep.finish(B::window_attention(qkv.primitive, bias.primitive, layout))
@@ -397,7 +439,11 @@ impl<B: Kernels, C: CheckpointStrategy> Kernels for Autodiff<B, C> {
         kernel: [usize; 3],
     ) -> FloatTensor<Self> {
         let y = B::blocks_to_space(x.primitive, bias.primitive, kernel);
-        match BlocksToSpace.prepare::<C>([x.node, bias.node]).compute_bound().stateful() {
+        match BlocksToSpace
+            .prepare::<C>([x.node, bias.node])
+            .compute_bound()
+            .stateful()
+        {
             OpsKind::Tracked(prep) => prep.finish(kernel, y),
             OpsKind::UnTracked(prep) => prep.finish(y),
         }
@@ -408,7 +454,10 @@ impl<B: Kernels, C: CheckpointStrategy> Kernels for Autodiff<B, C> {
         labels: &VoxelLabels,
     ) -> Option<FloatTensor<Self>> {
         let (loss, grad) = B::dice_cross_entropy(logits.primitive, labels)?;
-        let prepared = DiceCrossEntropy.prepare::<C>([logits.node]).compute_bound().stateful();
+        let prepared = DiceCrossEntropy
+            .prepare::<C>([logits.node])
+            .compute_bound()
+            .stateful();
         Some(match prepared {
             OpsKind::Tracked(prep) => prep.finish(grad, loss),
             OpsKind::UnTracked(prep) => prep.finish(loss),

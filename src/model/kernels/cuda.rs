@@ -11,8 +11,12 @@ impl Kernels for Cuda {}
 pub fn device_count() -> Result<usize, String> {
     use cudarc::{driver, nvrtc};
     // SAFETY: both functions only try to open a shared library and call nothing in it.
-    let (driver_there, nvrtc_there) =
-        unsafe { (driver::sys::is_culib_present(), nvrtc::sys::is_culib_present()) };
+    let (driver_there, nvrtc_there) = unsafe {
+        (
+            driver::sys::is_culib_present(),
+            nvrtc::sys::is_culib_present(),
+        )
+    };
     if !driver_there {
         return Err("there is no NVIDIA driver (libcuda.so)".into());
     }

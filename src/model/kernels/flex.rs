@@ -6,7 +6,8 @@ use burn_flex::{Flex, FlexTensor};
 use super::cpu::dice_cross_entropy::dice_cross_entropy;
 use super::cpu::{batch_norm, conv3d, gelu, layer_norm, pool, tokens, upsample, window_attention};
 use super::{
-    AttentionLayout, DICE_SMOOTHING, Kernels, MASKED, NORM_EPSILON, NormPreluGrads, RowIndex, VoxelLabels,
+    AttentionLayout, DICE_SMOOTHING, Kernels, MASKED, NORM_EPSILON, NormPreluGrads, RowIndex,
+    VoxelLabels,
 };
 
 /// A contiguous tensor whose values can be borrowed.
@@ -24,7 +25,9 @@ impl Host {
 
     /// The values; this network computes in float32 only, so another type is a programming error.
     fn values(&self) -> &[f32] {
-        self.tensor.as_slice().unwrap_or_else(|| unreachable!("flex tensors here are contiguous float32"))
+        self.tensor
+            .as_slice()
+            .unwrap_or_else(|| unreachable!("flex tensors here are contiguous float32"))
     }
 
     fn scalar(&self) -> f32 {
@@ -83,7 +86,16 @@ fn convolve(
     let packed = conv3d::PackedWeights::forward(weight.values(), shape);
     let inputs = [(x.values(), shape.in_channels)];
     let y = conv3d::conv3d_forward(&inputs, &packed, Some(bias.values()), prologue, shape);
-    tensor(y, &[shape.batch, shape.out_channels, shape.depth, shape.height, shape.width])
+    tensor(
+        y,
+        &[
+            shape.batch,
+            shape.out_channels,
+            shape.depth,
+            shape.height,
+            shape.width,
+        ],
+    )
 }
 
 impl Kernels for Flex {
@@ -95,9 +107,19 @@ impl Kernels for Flex {
         let (weight, grad) = (Host::new(weight), Host::new(grad));
         let shape = conv_shape(&grad.shape, &weight.shape);
         let packed = conv3d::PackedWeights::backward_data(weight.values(), shape);
-        let mut parts = conv3d::conv3d_backward_data(grad.values(), &packed, shape, &[shape.in_channels]);
+        let mut parts =
+            conv3d::conv3d_backward_data(grad.values(), &packed, shape, &[shape.in_channels]);
         let x = parts.pop().unwrap_or_default();
-        tensor(x, &[shape.batch, shape.in_channels, shape.depth, shape.height, shape.width])
+        tensor(
+            x,
+            &[
+                shape.batch,
+                shape.in_channels,
+                shape.depth,
+                shape.height,
+                shape.width,
+            ],
+        )
     }
 
     fn same_conv3d_weight_grad(
@@ -116,7 +138,11 @@ impl Kernels for Flex {
     fn channel_sum(x: FlexTensor) -> FlexTensor {
         let x = Host::new(x);
         let shape = x.norm_shape();
-        vector(tokens::sum_channels(x.values(), shape.channels, shape.voxels))
+        vector(tokens::sum_channels(
+            x.values(),
+            shape.channels,
+            shape.voxels,
+        ))
     }
 
     fn batch_norm_prelu(
@@ -133,7 +159,11 @@ impl Kernels for Flex {
             epsilon: NORM_EPSILON as f32,
         };
         let (y, moments) = batch_norm::batch_norm_prelu(x.values(), norm, x.norm_shape());
-        (tensor(y, &x.shape), vector(moments.mean), vector(moments.var))
+        (
+            tensor(y, &x.shape),
+            vector(moments.mean),
+            vector(moments.var),
+        )
     }
 
     fn batch_norm_prelu_grad(
@@ -158,7 +188,8 @@ impl Kernels for Flex {
             var: variance.values().to_vec(),
         };
         let shape = x.norm_shape();
-        let out = batch_norm::batch_norm_prelu_backward(x.values(), grad.values(), norm, &moments, shape);
+        let out =
+            batch_norm::batch_norm_prelu_backward(x.values(), grad.values(), norm, &moments, shape);
         NormPreluGrads {
             x: tensor(out.dx, &x.shape),
             gamma: vector(out.dgamma),
@@ -208,12 +239,20 @@ impl Kernels for Flex {
         let (x, grad) = (Host::new(x), Host::new(grad));
         let shape = x.pool_shape(depth);
         let (_, places) = pool::max_pool(x.values(), shape);
-        tensor(pool::max_pool_backward(grad.values(), &places, shape), &x.shape)
+        tensor(
+            pool::max_pool_backward(grad.values(), &places, shape),
+            &x.shape,
+        )
     }
 
     fn row_norm(x: FlexTensor, gamma: FlexTensor, beta: FlexTensor) -> FlexTensor {
         let [x, gamma, beta] = [x, gamma, beta].map(Host::new);
-        let y = layer_norm::layer_norm(x.values(), gamma.values(), beta.values(), NORM_EPSILON as f32);
+        let y = layer_norm::layer_norm(
+            x.values(),
+            gamma.values(),
+            beta.values(),
+            NORM_EPSILON as f32,
+        );
         tensor(y, &x.shape)
     }
 
@@ -222,7 +261,11 @@ impl Kernels for Flex {
         let epsilon = NORM_EPSILON as f32;
         let (x_grad, gamma_grad, beta_grad) =
             layer_norm::layer_norm_backward(x.values(), grad.values(), gamma.values(), epsilon);
-        [tensor(x_grad, &x.shape), vector(gamma_grad), vector(beta_grad)]
+        [
+            tensor(x_grad, &x.shape),
+            vector(gamma_grad),
+            vector(beta_grad),
+        ]
     }
 
     fn exact_gelu(x: FlexTensor) -> FlexTensor {
@@ -238,7 +281,9 @@ impl Kernels for Flex {
     fn row_linear(x: FlexTensor, weight: FlexTensor, bias: FlexTensor) -> FlexTensor {
         let shape = x.layout().shape().to_vec();
         let (out, input) = (weight.layout().shape()[0], weight.layout().shape()[1]);
-        let x = x.to_contiguous().reshape([shape[0] * shape[1], input].into());
+        let x = x
+            .to_contiguous()
+            .reshape([shape[0] * shape[1], input].into());
         let mut y = Flex::float_matmul(x, weight.transpose(0, 1)).to_contiguous();
         let bias = Host::new(bias);
         match y.try_storage_mut::<f32>() {
@@ -277,7 +322,8 @@ impl Kernels for Flex {
         let (qkv, bias) = (Host::new(qkv), Host::new(bias));
         let (shape, attention) = attention(&qkv, &bias, layout);
         let parts = tokens::split_heads(qkv.values(), shape.tokens, 3, shape.heads, shape.dim);
-        let (y, _) = window_attention::window_attention(&parts[0], &parts[1], &parts[2], attention, shape);
+        let (y, _) =
+            window_attention::window_attention(&parts[0], &parts[1], &parts[2], attention, shape);
         let y = tokens::merge_heads(&[&y], shape.tokens, shape.heads, shape.dim);
         tensor(y, &[shape.windows, shape.tokens, shape.heads * shape.dim])
     }
@@ -295,7 +341,9 @@ impl Kernels for Flex {
         let [q, k, v] = [&parts[0], &parts[1], &parts[2]];
         let (y, logs) = window_attention::window_attention(q, k, v, attention, shape);
         let dy = tokens::split_heads(grad.values(), tokens_, 1, heads, dim);
-        let out = window_attention::window_attention_backward(q, k, v, &y, &logs, &dy[0], attention, shape);
+        let out = window_attention::window_attention_backward(
+            q, k, v, &y, &logs, &dy[0], attention, shape,
+        );
         let qkv_grad = tokens::merge_heads(&[&out.dq, &out.dk, &out.dv], tokens_, heads, dim);
         [tensor(qkv_grad, &qkv.shape), tensor(out.dbias, &bias.shape)]
     }
@@ -314,7 +362,10 @@ impl Kernels for Flex {
         let map = [0, 1, 2].map(|axis| grad.shape[axis + 2] / kernel[axis]);
         let taps: usize = kernel.iter().product();
         let x = tokens::space_to_blocks(grad.values(), kernel, map);
-        tensor(x, &[grad.shape[0], grad.shape[1] * taps, map[0], map[1], map[2]])
+        tensor(
+            x,
+            &[grad.shape[0], grad.shape[1] * taps, map[0], map[1], map[2]],
+        )
     }
 
     fn dice_cross_entropy(
@@ -324,18 +375,26 @@ impl Kernels for Flex {
         let logits = Host::new(logits);
         let (batch, classes) = (logits.shape[0], logits.shape[1]);
         let size = [logits.shape[2], logits.shape[3], logits.shape[4]];
-        if [0, 1, 2].into_iter().any(|axis| !labels.size[axis].is_multiple_of(size[axis])) {
+        if [0, 1, 2]
+            .into_iter()
+            .any(|axis| !labels.size[axis].is_multiple_of(size[axis]))
+        {
             return None;
         }
         let factors = [0, 1, 2].map(|axis| labels.size[axis] / size[axis]);
         let voxels: usize = labels.size.iter().product();
-        let shape = upsample::UpsampleShape { volumes: batch * classes, size, factors };
+        let shape = upsample::UpsampleShape {
+            volumes: batch * classes,
+            size,
+            factors,
+        };
         let smoothing = DICE_SMOOTHING;
         let (loss, grad) = if factors == [1, 1, 1] {
             dice_cross_entropy(logits.values(), &labels.classes, classes, voxels, smoothing)
         } else {
             let fine = upsample::upsample(logits.values(), shape);
-            let (loss, grad) = dice_cross_entropy(&fine, &labels.classes, classes, voxels, smoothing);
+            let (loss, grad) =
+                dice_cross_entropy(&fine, &labels.classes, classes, voxels, smoothing);
             (loss, upsample::upsample_backward(&grad, shape))
         };
         Some((vector(vec![loss]), tensor(grad, &logits.shape)))
@@ -347,7 +406,10 @@ fn attention<'a>(
     qkv: &Host,
     bias: &'a Host,
     layout: &'a AttentionLayout,
-) -> (window_attention::AttentionShape, window_attention::AttentionBias<'a>) {
+) -> (
+    window_attention::AttentionShape,
+    window_attention::AttentionBias<'a>,
+) {
     let shape = window_attention::AttentionShape {
         windows: qkv.shape[0],
         heads: layout.heads,

@@ -27,7 +27,10 @@ pub fn same_conv3d<B: Backend>(
 /// See [`Kernels::same_conv3d_input_grad`](super::Kernels::same_conv3d_input_grad).
 ///
 /// The convolution of the gradient with the weight flipped in space and its channels exchanged.
-pub fn same_conv3d_input_grad<B: Backend>(weight: FloatTensor<B>, grad: FloatTensor<B>) -> FloatTensor<B> {
+pub fn same_conv3d_input_grad<B: Backend>(
+    weight: FloatTensor<B>,
+    grad: FloatTensor<B>,
+) -> FloatTensor<B> {
     let weight = wrap::<B, 5>(weight).flip([2, 3, 4]).swap_dims(0, 1);
     let options = same_padding(&weight);
     B::conv3d(grad, raw(weight), None, options)
@@ -41,7 +44,10 @@ pub fn same_conv3d_weight_grad<B: Backend>(
 ) -> (FloatTensor<B>, FloatTensor<B>) {
     let options = same_padding::<B>(&wrap(weight.clone()));
     let bias = sum_per_channel(by_channel(&wrap::<B, 5>(grad.clone()))).reshape([-1]);
-    (B::conv3d_weight_backward(x, weight, grad, options), raw::<B, 1>(bias))
+    (
+        B::conv3d_weight_backward(x, weight, grad, options),
+        raw::<B, 1>(bias),
+    )
 }
 
 /// See [`Kernels::batch_norm_prelu`](super::Kernels::batch_norm_prelu).
@@ -130,7 +136,9 @@ pub fn max_pool<B: Backend>(x: FloatTensor<B>, depth: bool) -> FloatTensor<B> {
         false,
     );
     if depth {
-        let y = y.reshape([b * c * (d / 2), 2, (h / 2) * (w / 2)]).max_dim(1);
+        let y = y
+            .reshape([b * c * (d / 2), 2, (h / 2) * (w / 2)])
+            .max_dim(1);
         raw(y.reshape([b, c, d / 2, h / 2, w / 2]))
     } else {
         raw(y.reshape([b, c, d, h / 2, w / 2]))
@@ -138,7 +146,11 @@ pub fn max_pool<B: Backend>(x: FloatTensor<B>, depth: bool) -> FloatTensor<B> {
 }
 
 /// See [`Kernels::max_pool_grad`](super::Kernels::max_pool_grad).
-pub fn max_pool_grad<B: Backend>(x: FloatTensor<B>, depth: bool, grad: FloatTensor<B>) -> FloatTensor<B> {
+pub fn max_pool_grad<B: Backend>(
+    x: FloatTensor<B>,
+    depth: bool,
+    grad: FloatTensor<B>,
+) -> FloatTensor<B> {
     let x = wrap::<B, 5>(x);
     let [b, c, d, h, w] = x.dims();
     let deep = if depth { 2 } else { 1 };
@@ -150,7 +162,9 @@ pub fn max_pool_grad<B: Backend>(x: FloatTensor<B>, depth: bool, grad: FloatTens
         .reshape([b * c * bd * bh * bw, deep * 4]);
     let place = blocks.clone().argmax(1);
     let grad = wrap::<B, 5>(grad).reshape([b * c * bd * bh * bw, 1]);
-    let spread = blocks.zeros_like().scatter(1, place, grad, burn::tensor::IndexingUpdateOp::Add);
+    let spread = blocks
+        .zeros_like()
+        .scatter(1, place, grad, burn::tensor::IndexingUpdateOp::Add);
     raw(spread
         .reshape([b * c, bd, bh, bw, deep, 2, 2])
         .permute([0, 1, 4, 2, 5, 3, 6])
@@ -206,7 +220,8 @@ pub fn exact_gelu<B: Backend>(x: FloatTensor<B>) -> FloatTensor<B> {
 /// See [`Kernels::exact_gelu_grad`](super::Kernels::exact_gelu_grad).
 pub fn exact_gelu_grad<B: Backend>(x: FloatTensor<B>, grad: FloatTensor<B>) -> FloatTensor<B> {
     let x = wrap::<B, 3>(x);
-    let density = (x.clone().powi_scalar(2) * -0.5).exp() * (0.5 * std::f64::consts::FRAC_2_SQRT_PI * std::f64::consts::FRAC_1_SQRT_2);
+    let density = (x.clone().powi_scalar(2) * -0.5).exp()
+        * (0.5 * std::f64::consts::FRAC_2_SQRT_PI * std::f64::consts::FRAC_1_SQRT_2);
     raw(wrap::<B, 3>(grad) * (normal_cdf(x.clone()) + x * density))
 }
 
@@ -250,7 +265,11 @@ pub fn gather_rows<B: Backend>(x: FloatTensor<B>, index: &RowIndex) -> FloatTens
     let [batch, rows, channels] = x.dims();
     let device = x.device();
     let with_zero = Tensor::cat(vec![x, Tensor::zeros([batch, 1, channels], &device)], 1);
-    let from: Vec<i32> = index.from.iter().map(|&row| row.min(rows as u32) as i32).collect();
+    let from: Vec<i32> = index
+        .from
+        .iter()
+        .map(|&row| row.min(rows as u32) as i32)
+        .collect();
     let len = from.len();
     let from = Tensor::<B, 1, Int>::from_data(TensorData::new(from, [len]), &device);
     raw(with_zero.select(1, from))
@@ -266,9 +285,14 @@ fn attention_parts<B: Backend>(
     let [windows, tokens, channels] = qkv.dims();
     let (heads, dim) = (layout.heads, channels / 3 / layout.heads);
     let device = qkv.device();
-    let qkv = qkv.reshape([windows, tokens, 3, heads, dim]).permute([2, 0, 3, 1, 4]);
-    let parts = [0, 1, 2]
-        .map(|i| qkv.clone().narrow(0, i, 1).reshape([windows, heads, tokens, dim]));
+    let qkv = qkv
+        .reshape([windows, tokens, 3, heads, dim])
+        .permute([2, 0, 3, 1, 4]);
+    let parts = [0, 1, 2].map(|i| {
+        qkv.clone()
+            .narrow(0, i, 1)
+            .reshape([windows, heads, tokens, dim])
+    });
     let [q, k, _] = &parts;
     let scores = (q.clone() * (dim as f64).powf(-0.5)).matmul(k.clone().swap_dims(2, 3));
     let mut scores = scores + wrap::<B, 3>(bias).unsqueeze();
@@ -282,7 +306,8 @@ fn attention_parts<B: Backend>(
         }
         let mask = TensorData::new(mask, [1, per_sample, 1, tokens, tokens]);
         let grouped = scores.reshape([windows / per_sample, per_sample, heads, tokens, tokens]);
-        scores = (grouped + Tensor::from_data(mask, &device)).reshape([windows, heads, tokens, tokens]);
+        scores =
+            (grouped + Tensor::from_data(mask, &device)).reshape([windows, heads, tokens, tokens]);
     }
     (parts, burn::tensor::activation::softmax(scores, 3))
 }
@@ -308,16 +333,22 @@ pub fn window_attention_grad<B: Backend>(
 ) -> [FloatTensor<B>; 2] {
     let ([q, k, v], weights) = attention_parts::<B>(qkv, bias, layout);
     let [windows, heads, tokens, dim] = v.dims();
-    let grad = wrap::<B, 3>(grad).reshape([windows, tokens, heads, dim]).swap_dims(1, 2);
+    let grad = wrap::<B, 3>(grad)
+        .reshape([windows, tokens, heads, dim])
+        .swap_dims(1, 2);
     let v_grad = weights.clone().swap_dims(2, 3).matmul(grad.clone());
     let weight_grad = grad.matmul(v.swap_dims(2, 3));
     let along = (weights.clone() * weight_grad.clone()).sum_dim(3);
     let score_grad = weights * (weight_grad - along);
-    let bias_grad = score_grad.clone().sum_dim(0).reshape([heads, tokens, tokens]);
+    let bias_grad = score_grad
+        .clone()
+        .sum_dim(0)
+        .reshape([heads, tokens, tokens]);
     let scale = (dim as f64).powf(-0.5);
     let q_grad = score_grad.clone().matmul(k) * scale;
     let k_grad = score_grad.swap_dims(2, 3).matmul(q) * scale;
-    let parts = [q_grad, k_grad, v_grad].map(|t| t.swap_dims(1, 2).reshape([windows, tokens, heads * dim]));
+    let parts =
+        [q_grad, k_grad, v_grad].map(|t| t.swap_dims(1, 2).reshape([windows, tokens, heads * dim]));
     [raw(Tensor::cat(parts.to_vec(), 2)), raw(bias_grad)]
 }
 
@@ -339,7 +370,10 @@ pub fn blocks_to_space<B: Backend>(
 }
 
 /// See [`Kernels::blocks_to_space_grad`](super::Kernels::blocks_to_space_grad).
-pub fn blocks_to_space_grad<B: Backend>(grad: FloatTensor<B>, kernel: [usize; 3]) -> FloatTensor<B> {
+pub fn blocks_to_space_grad<B: Backend>(
+    grad: FloatTensor<B>,
+    kernel: [usize; 3],
+) -> FloatTensor<B> {
     let grad = wrap::<B, 5>(grad);
     let [batch, out, d, h, w] = grad.dims();
     let [kd, kh, kw] = kernel;

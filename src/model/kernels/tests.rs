@@ -11,9 +11,13 @@ type F = FloatTensor<Flex>;
 
 fn random<const D: usize>(stream: u64, shape: [usize; D]) -> F {
     let rng = Rng::new(11).stream(stream);
-    let values: Vec<f32> =
-        (0..shape.iter().product::<usize>() as u64).map(|i| rng.normal_at(i) as f32).collect();
-    raw(Tensor::<Flex, D>::from_data(TensorData::new(values, shape), &Default::default()))
+    let values: Vec<f32> = (0..shape.iter().product::<usize>() as u64)
+        .map(|i| rng.normal_at(i) as f32)
+        .collect();
+    raw(Tensor::<Flex, D>::from_data(
+        TensorData::new(values, shape),
+        &Default::default(),
+    ))
 }
 
 fn values<const D: usize>(t: F) -> Vec<f32> {
@@ -22,11 +26,17 @@ fn values<const D: usize>(t: F) -> Vec<f32> {
 
 #[track_caller]
 fn same<const D: usize>(a: F, b: F) {
-    assert_eq!(wrap::<Flex, D>(a.clone()).dims(), wrap::<Flex, D>(b.clone()).dims());
+    assert_eq!(
+        wrap::<Flex, D>(a.clone()).dims(),
+        wrap::<Flex, D>(b.clone()).dims()
+    );
     let (a, b) = (values::<D>(a), values::<D>(b));
     let largest = b.iter().fold(1e-6f32, |m, v| m.max(v.abs()));
     for (a, b) in a.iter().zip(&b) {
-        assert!((a - b).abs() <= 1e-4 * largest, "{a} and {b}, largest {largest}");
+        assert!(
+            (a - b).abs() <= 1e-4 * largest,
+            "{a} and {b}, largest {largest}"
+        );
     }
 }
 
@@ -55,15 +65,31 @@ fn convolution() {
 fn normalisation_and_activation() {
     let (x, grad) = (random(1, [2, 3, 4, 5, 6]), random(2, [2, 3, 4, 5, 6]));
     let (gamma, beta, slope) = (random(3, [3]), random(4, [3]), random(5, [1]));
-    let (y1, m1, v1) = Flex::batch_norm_prelu(x.clone(), gamma.clone(), beta.clone(), slope.clone());
-    let (y2, m2, v2) = plain::batch_norm_prelu::<Flex>(x.clone(), gamma.clone(), beta.clone(), slope.clone());
+    let (y1, m1, v1) =
+        Flex::batch_norm_prelu(x.clone(), gamma.clone(), beta.clone(), slope.clone());
+    let (y2, m2, v2) =
+        plain::batch_norm_prelu::<Flex>(x.clone(), gamma.clone(), beta.clone(), slope.clone());
     same::<5>(y1, y2);
     same::<1>(m1.clone(), m2);
     same::<1>(v1.clone(), v2);
     let a = Flex::batch_norm_prelu_grad(
-        x.clone(), m1.clone(), v1.clone(), gamma.clone(), beta.clone(), slope.clone(), grad.clone(),
+        x.clone(),
+        m1.clone(),
+        v1.clone(),
+        gamma.clone(),
+        beta.clone(),
+        slope.clone(),
+        grad.clone(),
     );
-    let b = plain::batch_norm_prelu_grad::<Flex>(x.clone(), m1, v1, gamma.clone(), beta.clone(), slope.clone(), grad);
+    let b = plain::batch_norm_prelu_grad::<Flex>(
+        x.clone(),
+        m1,
+        v1,
+        gamma.clone(),
+        beta.clone(),
+        slope.clone(),
+        grad,
+    );
     same::<5>(a.x, b.x);
     same::<1>(a.gamma, b.gamma);
     same::<1>(a.beta, b.beta);
@@ -73,7 +99,8 @@ fn normalisation_and_activation() {
         plain::scale_prelu::<Flex>(x.clone(), gamma.clone(), beta.clone(), slope.clone()),
     );
     let (w, bias) = (random(6, [4, 3, 3, 3, 3]), random(7, [4]));
-    let activated = plain::scale_prelu::<Flex>(x.clone(), gamma.clone(), beta.clone(), slope.clone());
+    let activated =
+        plain::scale_prelu::<Flex>(x.clone(), gamma.clone(), beta.clone(), slope.clone());
     same::<5>(
         Flex::scale_prelu_conv3d(x.clone(), gamma, beta, slope, w.clone(), bias.clone()),
         plain::same_conv3d::<Flex>(activated, w, bias),
@@ -109,12 +136,18 @@ fn rows() {
     same::<3>(ax, bx);
     same::<1>(ag, bg);
     same::<1>(ab, bb);
-    same::<3>(Flex::exact_gelu(x.clone()), plain::exact_gelu::<Flex>(x.clone()));
+    same::<3>(
+        Flex::exact_gelu(x.clone()),
+        plain::exact_gelu::<Flex>(x.clone()),
+    );
     same::<3>(
         Flex::exact_gelu_grad(x.clone(), grad.clone()),
         plain::exact_gelu_grad::<Flex>(x.clone(), grad),
     );
-    same::<3>(Flex::swap_rows(x.clone()), plain::swap_rows::<Flex>(x.clone()));
+    same::<3>(
+        Flex::swap_rows(x.clone()),
+        plain::swap_rows::<Flex>(x.clone()),
+    );
 
     let (w, bias, grad) = (random(5, [4, 10]), random(6, [4]), random(7, [3, 7, 4]));
     same::<3>(
@@ -150,8 +183,10 @@ fn attention() {
             Flex::window_attention(qkv.clone(), bias.clone(), &layout),
             plain::window_attention::<Flex>(qkv.clone(), bias.clone(), &layout),
         );
-        let [aq, ab] = Flex::window_attention_grad(qkv.clone(), bias.clone(), &layout, grad.clone());
-        let [bq, bb] = plain::window_attention_grad::<Flex>(qkv.clone(), bias.clone(), &layout, grad.clone());
+        let [aq, ab] =
+            Flex::window_attention_grad(qkv.clone(), bias.clone(), &layout, grad.clone());
+        let [bq, bb] =
+            plain::window_attention_grad::<Flex>(qkv.clone(), bias.clone(), &layout, grad.clone());
         same::<3>(aq, bq);
         same::<3>(ab, bb);
     }

@@ -47,7 +47,10 @@ impl<B: Kernels> WindowAttention<B> {
         drop: f64,
         mode: Mode,
     ) -> Tensor<B, 3> {
-        let layout = AttentionLayout { heads: self.heads, regions };
+        let layout = AttentionLayout {
+            heads: self.heads,
+            regions,
+        };
         let y = B::window_attention(raw(self.qkv.forward(x)), raw(self.bias(side)), &layout);
         dropout(self.proj.forward(wrap(y)), drop, mode)
     }
@@ -57,8 +60,10 @@ impl<B: Kernels> WindowAttention<B> {
         let tokens = side.pow(3);
         let table = self.relative_position_bias_table.val();
         let index = relative_position_index(side, self.window);
-        let index =
-            Tensor::<B, 1, Int>::from_data(TensorData::new(index, [tokens * tokens]), &table.device());
+        let index = Tensor::<B, 1, Int>::from_data(
+            TensorData::new(index, [tokens * tokens]),
+            &table.device(),
+        );
         table
             .select(0, index)
             .reshape([tokens, tokens, self.heads])
@@ -111,19 +116,32 @@ impl Windows {
         for cell in 0..count {
             let corner = [cell / (nh * nw), cell / nw % nh, cell % nw].map(|i| i * window);
             for token in 0..tokens {
-                let inside = [token / (window * window), token / window % window, token % window];
+                let inside = [
+                    token / (window * window),
+                    token / window % window,
+                    token % window,
+                ];
                 let rolled = [0, 1, 2].map(|axis| corner[axis] + inside[axis]);
                 let [z, y, x] = [0, 1, 2].map(|axis| (rolled[axis] + shift) % padded[axis]);
                 let there = z < d && y < h && x < w;
-                from.push(if there { ((z * h + y) * w + x) as u32 } else { NO_ROW });
+                from.push(if there {
+                    ((z * h + y) * w + x) as u32
+                } else {
+                    NO_ROW
+                });
                 if shift > 0 {
-                    let region = [0, 1, 2].map(|axis| region(rolled[axis], padded[axis], window, shift));
+                    let region =
+                        [0, 1, 2].map(|axis| region(rolled[axis], padded[axis], window, shift));
                     regions.push(region[0] * 9 + region[1] * 3 + region[2]);
                 }
             }
         }
         let regions = (shift > 0).then(|| regions.into());
-        Self { index: RowIndex::new(from, d * h * w), regions, count }
+        Self {
+            index: RowIndex::new(from, d * h * w),
+            regions,
+            count,
+        }
     }
 }
 
@@ -156,16 +174,24 @@ impl<B: Kernels> SwinBlock<B> {
         let [batch, _, channels] = x.dims();
         let smallest = map.into_iter().min().unwrap_or(1);
         let window = self.attn.window.min(smallest);
-        let shift = if self.shifted && smallest > self.attn.window { window / 2 } else { 0 };
+        let shift = if self.shifted && smallest > self.attn.window {
+            window / 2
+        } else {
+            0
+        };
         let windows = Windows::new(map, window, shift);
 
         let y = B::gather_rows(raw(self.norm1.forward(x.clone())), &windows.index);
         let y = wrap::<B, 3>(y).reshape([batch * windows.count, window.pow(3), channels]);
-        let y = self.attn.forward(y, window, windows.regions, self.dropout, mode);
+        let y = self
+            .attn
+            .forward(y, window, windows.regions, self.dropout, mode);
         let y = y.reshape([batch, windows.count * window.pow(3), channels]);
         let y: Tensor<B, 3> = wrap(B::gather_rows(raw(y), &windows.index.inverse()));
         let x = x + drop_path(y, self.drop_path, mode);
-        let y = self.mlp.forward(self.norm2.forward(x.clone()), self.dropout, mode);
+        let y = self
+            .mlp
+            .forward(self.norm2.forward(x.clone()), self.dropout, mode);
         x + drop_path(y, self.drop_path, mode)
     }
 }
@@ -196,7 +222,14 @@ pub struct ConvTrans<B: Backend> {
 
 impl<B: Kernels> ConvTrans<B> {
     pub fn new(config: &ConvTransConfig, init: &mut Init<B>) -> Self {
-        let &ConvTransConfig { channels, heads, window, depth, dropout, drop_path } = config;
+        let &ConvTransConfig {
+            channels,
+            heads,
+            window,
+            depth,
+            dropout,
+            drop_path,
+        } = config;
         let conv = ConvBlock::new(channels, kernel(false), dropout, init);
         let blocks = (0..depth)
             .map(|i| SwinBlock {
@@ -209,7 +242,11 @@ impl<B: Kernels> ConvTrans<B> {
                 drop_path,
             })
             .collect();
-        Self { conv, trans: SwinStage { blocks }, dropout }
+        Self {
+            conv,
+            trans: SwinStage { blocks },
+            dropout,
+        }
     }
 
     pub fn forward(&self, x: Tensor<B, 5>, mode: Mode) -> Tensor<B, 5> {
@@ -258,7 +295,9 @@ mod tests {
         // first window: all tokens from one region; last window: eight regions of 27 tokens each
         assert!(regions[..216].iter().all(|r| *r == regions[0]));
         let last = &regions[7 * 216..];
-        assert!((0..27).all(|region| [0, 27].contains(&last.iter().filter(|r| **r == region).count())));
+        assert!(
+            (0..27).all(|region| [0, 27].contains(&last.iter().filter(|r| **r == region).count()))
+        );
         // the first token of the first window is the one at (3, 3, 3)
         assert_eq!(windows.index.from[0], (3 * 12 + 3) * 12 + 3);
     }
@@ -267,9 +306,20 @@ mod tests {
     fn every_token_is_in_one_window() {
         for (map, window, shift) in [([8, 9, 7], 6, 3), ([4, 4, 4], 4, 0), ([5, 13, 6], 5, 0)] {
             let windows = Windows::new(map, window, shift);
-            let mut taken: Vec<u32> = windows.index.from.iter().copied().filter(|&t| t != NO_ROW).collect();
+            let mut taken: Vec<u32> = windows
+                .index
+                .from
+                .iter()
+                .copied()
+                .filter(|&t| t != NO_ROW)
+                .collect();
             taken.sort_unstable();
-            assert!(taken.iter().copied().eq(0..map.iter().product::<usize>() as u32));
+            assert!(
+                taken
+                    .iter()
+                    .copied()
+                    .eq(0..map.iter().product::<usize>() as u32)
+            );
             assert!(windows.index.to.iter().all(|&t| t != NO_ROW));
         }
     }

@@ -29,7 +29,8 @@ impl<B: Kernels> PreConv<B> {
     }
 
     pub fn forward(&self, x: Tensor<B, 5>, mode: Mode) -> Tensor<B, 5> {
-        self.pre_norm.forward_conv(x, &self.pre_act, &self.pre_conv, mode)
+        self.pre_norm
+            .forward_conv(x, &self.pre_act, &self.pre_conv, mode)
     }
 }
 
@@ -59,10 +60,13 @@ impl<B: Kernels> ConvBlock<B> {
     }
 
     pub fn forward(&self, x: Tensor<B, 5>, mode: Mode) -> Tensor<B, 5> {
-        let x = self.first_norm.forward_conv(x, &self.first_act, &self.first_conv, mode);
+        let x = self
+            .first_norm
+            .forward_conv(x, &self.first_act, &self.first_conv, mode);
         match mode {
             Mode::Eval => {
-                self.second_norm.forward_conv(x, &self.second_act, &self.second_conv, mode)
+                self.second_norm
+                    .forward_conv(x, &self.second_act, &self.second_conv, mode)
             }
             Mode::Train(_) => {
                 let x = self.second_norm.forward(x, &self.second_act, mode);
@@ -87,11 +91,15 @@ impl<B: Kernels> DownSample<B> {
         kernel: [usize; 3],
         init: &mut Init<B>,
     ) -> Self {
-        Self { conv: PreConv::new(input, output, kernel, init), pool_depth }
+        Self {
+            conv: PreConv::new(input, output, kernel, init),
+            pool_depth,
+        }
     }
 
     pub fn forward(&self, x: Tensor<B, 5>, mode: Mode) -> Tensor<B, 5> {
-        self.conv.forward(wrap(B::max_pool(raw(x), self.pool_depth)), mode)
+        self.conv
+            .forward(wrap(B::max_pool(raw(x), self.pool_depth)), mode)
     }
 }
 

@@ -65,7 +65,9 @@ pub enum ConfigError {
         channels: usize,
     },
     /// A patch side does not divide by the total stride.
-    #[error("patch {patch:?} [depth, height, width] does not divide by the network's stride {stride:?}")]
+    #[error(
+        "patch {patch:?} [depth, height, width] does not divide by the network's stride {stride:?}"
+    )]
     Patch {
         /// The patch asked for.
         patch: [usize; 3],
@@ -88,12 +90,27 @@ const MAX_CHANNELS: usize = 4096;
 impl PctNetConfig {
     /// The published full size: 24 to 512 channels, 44 M active parameters.
     pub fn pct_net(class_num: usize, input_size: [usize; 3], resolution_mode: u8) -> Self {
-        Self::sized([24, 48, 128, 256, 512], class_num, input_size, resolution_mode)
+        Self::sized(
+            [24, 48, 128, 256, 512],
+            class_num,
+            input_size,
+            resolution_mode,
+        )
     }
 
-    /// The published small size: 12 to 192 channels, for sites without a GPU and for the demo.
+    /// The published small size: 12 to 192 channels, for sites without a GPU and for the demo. Nothing is dropped out: at
+    /// this size, and with the few steps that a CPU has time for, learning too little is the risk.
     pub fn pct_net_s(class_num: usize, input_size: [usize; 3], resolution_mode: u8) -> Self {
-        Self::sized([12, 24, 48, 96, 192], class_num, input_size, resolution_mode)
+        Self {
+            dropout: [0.0; 5],
+            drop_path: 0.0,
+            ..Self::sized(
+                [12, 24, 48, 96, 192],
+                class_num,
+                input_size,
+                resolution_mode,
+            )
+        }
     }
 
     fn sized(
@@ -125,7 +142,12 @@ impl PctNetConfig {
             if (low..=high).contains(&value) {
                 Ok(())
             } else {
-                Err(ConfigError::Range { name, value, low, high })
+                Err(ConfigError::Range {
+                    name,
+                    value,
+                    low,
+                    high,
+                })
             }
         };
         for channels in self.feature_chns {
@@ -146,12 +168,19 @@ impl PctNetConfig {
             range("num_heads", heads, 1, 256)?;
             let channels = self.feature_chns[i + 2];
             if !channels.is_multiple_of(heads) {
-                return Err(ConfigError::Heads { level: i + 2, heads, channels });
+                return Err(ConfigError::Heads {
+                    level: i + 2,
+                    heads,
+                    channels,
+                });
             }
         }
         for value in self.dropout.into_iter().chain([self.drop_path]) {
             if !(0.0..1.0).contains(&value) {
-                return Err(ConfigError::Probability { name: "dropout or drop_path", value });
+                return Err(ConfigError::Probability {
+                    name: "dropout or drop_path",
+                    value,
+                });
             }
         }
         self.check_patch(self.input_size)
@@ -165,8 +194,15 @@ impl PctNetConfig {
     /// Whether the network accepts patches of this size.
     pub fn check_patch(&self, patch: [usize; 3]) -> Result<(), ConfigError> {
         let stride = self.stride();
-        let fits = patch.iter().zip(stride).all(|(&side, s)| side > 0 && side.is_multiple_of(s));
-        if fits { Ok(()) } else { Err(ConfigError::Patch { patch, stride }) }
+        let fits = patch
+            .iter()
+            .zip(stride)
+            .all(|(&side, s)| side > 0 && side.is_multiple_of(s));
+        if fits {
+            Ok(())
+        } else {
+            Err(ConfigError::Patch { patch, stride })
+        }
     }
 
     /// Input voxels per voxel of the first attention level.
@@ -208,8 +244,12 @@ mod tests {
     #[test]
     fn published_sizes_are_valid() {
         for mode in 0..3 {
-            PctNetConfig::pct_net(8, [64, 128, 128], mode).validate().unwrap();
-            PctNetConfig::pct_net_s(2, [32, 64, 64], mode).validate().unwrap();
+            PctNetConfig::pct_net(8, [64, 128, 128], mode)
+                .validate()
+                .unwrap();
+            PctNetConfig::pct_net_s(2, [32, 64, 64], mode)
+                .validate()
+                .unwrap();
         }
     }
 
@@ -226,12 +266,30 @@ mod tests {
     fn nonsense_is_refused() {
         let good = PctNetConfig::pct_net(8, [64, 128, 128], 1);
         let bad = [
-            PctNetConfig { resolution_mode: 3, ..good.clone() },
-            PctNetConfig { feature_chns: [0, 48, 128, 256, 512], ..good.clone() },
-            PctNetConfig { num_heads: [3, 8, 16], ..good.clone() },
-            PctNetConfig { class_num: 1, ..good.clone() },
-            PctNetConfig { dropout: [0.0, 0.0, 1.0, 0.0, 0.0], ..good.clone() },
-            PctNetConfig { input_size: [60, 128, 128], ..good },
+            PctNetConfig {
+                resolution_mode: 3,
+                ..good.clone()
+            },
+            PctNetConfig {
+                feature_chns: [0, 48, 128, 256, 512],
+                ..good.clone()
+            },
+            PctNetConfig {
+                num_heads: [3, 8, 16],
+                ..good.clone()
+            },
+            PctNetConfig {
+                class_num: 1,
+                ..good.clone()
+            },
+            PctNetConfig {
+                dropout: [0.0, 0.0, 1.0, 0.0, 0.0],
+                ..good.clone()
+            },
+            PctNetConfig {
+                input_size: [60, 128, 128],
+                ..good
+            },
         ];
         for config in bad {
             assert!(config.validate().is_err(), "{config:?}");

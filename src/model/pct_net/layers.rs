@@ -31,12 +31,20 @@ pub struct DropoutStream {
 impl DropoutStream {
     /// Masks that depend on `seed` alone.
     pub fn new(seed: u64) -> Self {
-        Self { seed, drawn: AtomicU64::new(0), enabled: true }
+        Self {
+            seed,
+            drawn: AtomicU64::new(0),
+            enabled: true,
+        }
     }
 
     /// Nothing is dropped.
     pub fn off() -> Self {
-        Self { seed: 0, drawn: AtomicU64::new(0), enabled: false }
+        Self {
+            seed: 0,
+            drawn: AtomicU64::new(0),
+            enabled: false,
+        }
     }
 
     fn next(&self) -> Rng {
@@ -74,14 +82,20 @@ fn keep_mask(rng: &Rng, len: usize, keep: f64) -> Vec<f32> {
     // Four draws of 16 bits from each number; every number has its own place, so threads may share the work.
     let (scale, bound) = ((1.0 / keep) as f32, (keep * 65536.0) as u64);
     let mut mask = vec![0f32; len];
-    mask.par_chunks_mut(4 * 1024).enumerate().for_each(|(block, values)| {
-        for (i, group) in values.chunks_mut(4).enumerate() {
-            let bits = rng.at((block * 1024 + i) as u64);
-            for (part, value) in group.iter_mut().enumerate() {
-                *value = if (bits >> (16 * part)) & 0xffff < bound { scale } else { 0.0 };
+    mask.par_chunks_mut(4 * 1024)
+        .enumerate()
+        .for_each(|(block, values)| {
+            for (i, group) in values.chunks_mut(4).enumerate() {
+                let bits = rng.at((block * 1024 + i) as u64);
+                for (part, value) in group.iter_mut().enumerate() {
+                    *value = if (bits >> (16 * part)) & 0xffff < bound {
+                        scale
+                    } else {
+                        0.0
+                    };
+                }
             }
-        }
-    });
+        });
     mask
 }
 
@@ -103,11 +117,20 @@ impl<B: Kernels> Conv3d<B> {
     }
 
     pub fn forward(&self, x: Tensor<B, 5>) -> Tensor<B, 5> {
-        wrap(B::same_conv3d(raw(x), raw(self.weight.val()), raw(self.bias.val())))
+        wrap(B::same_conv3d(
+            raw(x),
+            raw(self.weight.val()),
+            raw(self.bias.val()),
+        ))
     }
 
     /// Convolution of `prelu(x * scale + shift)`, for inference.
-    fn forward_activated(&self, x: Tensor<B, 5>, affine: Affine<B>, act: &PRelu<B>) -> Tensor<B, 5> {
+    fn forward_activated(
+        &self,
+        x: Tensor<B, 5>,
+        affine: Affine<B>,
+        act: &PRelu<B>,
+    ) -> Tensor<B, 5> {
         wrap(B::scale_prelu_conv3d(
             raw(x),
             raw(affine.scale),
@@ -127,7 +150,9 @@ pub struct PRelu<B: Backend> {
 
 impl<B: Backend> PRelu<B> {
     pub fn new(init: &Init<B>) -> Self {
-        Self { weight: init.constant(1, 0.25) }
+        Self {
+            weight: init.constant(1, 0.25),
+        }
     }
 }
 
@@ -239,7 +264,11 @@ impl<B: Kernels> ConvTranspose3d<B> {
         let matrix = weight.reshape([1, input, output * taps]).swap_dims(1, 2);
         let blocks = matrix.matmul(x.reshape([batch, input, d * h * w]));
         let blocks = blocks.reshape([batch, output * taps, d, h, w]);
-        wrap(B::blocks_to_space(raw(blocks), raw(self.bias.val()), [kd, kh, kw]))
+        wrap(B::blocks_to_space(
+            raw(blocks),
+            raw(self.bias.val()),
+            [kd, kh, kw],
+        ))
     }
 }
 
@@ -260,7 +289,11 @@ impl<B: Kernels> Linear<B> {
 
     /// `[a, b, in]` to `[a, b, out]`.
     pub fn forward(&self, x: Tensor<B, 3>) -> Tensor<B, 3> {
-        wrap(B::row_linear(raw(x), raw(self.weight.val()), raw(self.bias.val())))
+        wrap(B::row_linear(
+            raw(x),
+            raw(self.weight.val()),
+            raw(self.bias.val()),
+        ))
     }
 }
 
@@ -273,12 +306,19 @@ pub struct LayerNorm<B: Backend> {
 
 impl<B: Kernels> LayerNorm<B> {
     pub fn new(channels: usize, init: &Init<B>) -> Self {
-        Self { weight: init.constant(channels, 1.0), bias: init.constant(channels, 0.0) }
+        Self {
+            weight: init.constant(channels, 1.0),
+            bias: init.constant(channels, 0.0),
+        }
     }
 
     /// `[a, b, channels]`.
     pub fn forward(&self, x: Tensor<B, 3>) -> Tensor<B, 3> {
-        wrap(B::row_norm(raw(x), raw(self.weight.val()), raw(self.bias.val())))
+        wrap(B::row_norm(
+            raw(x),
+            raw(self.weight.val()),
+            raw(self.bias.val()),
+        ))
     }
 }
 
@@ -314,7 +354,11 @@ pub struct Init<B: Backend> {
 
 impl<B: Backend> Init<B> {
     pub fn new(seed: u64, device: &B::Device) -> Self {
-        Self { device: device.clone(), seed, drawn: 0 }
+        Self {
+            device: device.clone(),
+            seed,
+            drawn: 0,
+        }
     }
 
     fn next(&mut self) -> Rng {

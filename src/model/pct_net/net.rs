@@ -139,24 +139,39 @@ impl<B: Kernels> PctNet<B> {
     ) -> (Tensor<B, 5>, Tensor<B, 5>, Tensor<B, 5>, Tensor<B, 5>) {
         let embedding = &self.embedding;
         let x0 = embedding.conv0.forward(embedding.proj.forward(x), mode);
-        let x1 = embedding.conv1.forward(embedding.down1.forward(x0.clone(), mode), mode);
+        let x1 = embedding
+            .conv1
+            .forward(embedding.down1.forward(x0.clone(), mode), mode);
         let x2 = embedding.down2.forward(x1.clone(), mode);
 
         let pyramid = &self.pyramid;
         let x2 = pyramid.convtrans_e2.forward(x2, mode);
-        let x3 = pyramid.convtrans_e3.forward(pyramid.down3.forward(x2.clone(), mode), mode);
-        let x4 = pyramid.convtrans_e4.forward(pyramid.down4.forward(x3.clone(), mode), mode);
-        let d3 = pyramid.convtrans_d3.forward(pyramid.up4.forward(x3, x4, mode), mode);
-        let d2 = pyramid.convtrans_d2.forward(pyramid.up3.forward(x2, d3.clone(), mode), mode);
+        let x3 = pyramid
+            .convtrans_e3
+            .forward(pyramid.down3.forward(x2.clone(), mode), mode);
+        let x4 = pyramid
+            .convtrans_e4
+            .forward(pyramid.down4.forward(x3.clone(), mode), mode);
+        let d3 = pyramid
+            .convtrans_d3
+            .forward(pyramid.up4.forward(x3, x4, mode), mode);
+        let d2 = pyramid
+            .convtrans_d2
+            .forward(pyramid.up3.forward(x2, d3.clone(), mode), mode);
         (x0, x1, d3, d2)
     }
 
     fn up_to_1(&self, x1: Tensor<B, 5>, d2: Tensor<B, 5>, mode: Mode) -> Tensor<B, 5> {
-        self.head.conv1.forward(self.head.up2.forward(x1, d2, mode), mode)
+        self.head
+            .conv1
+            .forward(self.head.up2.forward(x1, d2, mode), mode)
     }
 
     fn up_to_0(&self, x0: Tensor<B, 5>, d1: Tensor<B, 5>, mode: Mode) -> Tensor<B, 5> {
-        let d0 = self.head.conv0.forward(self.head.up1.forward(x0, d1, mode), mode);
+        let d0 = self
+            .head
+            .conv0
+            .forward(self.head.up1.forward(x0, d1, mode), mode);
         self.head.out_conv0.forward(d0, mode)
     }
 }

@@ -14,7 +14,9 @@ pub fn flip_left_right(
     rng: &mut Rng,
 ) {
     let flip = rng.chance(0.5);
-    let Some(mirror) = mirror.filter(|_| flip) else { return };
+    let Some(mirror) = mirror.filter(|_| flip) else {
+        return;
+    };
     let width = size[2];
     input.chunks_exact_mut(width).for_each(<[f32]>::reverse);
     labels.chunks_exact_mut(width).for_each(|row| {
@@ -41,7 +43,9 @@ pub fn intensity(input: &mut [f32], rng: &mut Rng) {
     }
     if rng.chance(0.2) {
         let sigma = rng.range(0.005, 0.03);
-        input.iter_mut().for_each(|v| *v += (rng.normal() * sigma) as f32);
+        input
+            .iter_mut()
+            .for_each(|v| *v += (rng.normal() * sigma) as f32);
     }
 }
 
@@ -53,7 +57,13 @@ mod tests {
     fn a_flip_exchanges_the_sides() {
         let flipped = (0..20).find_map(|seed| {
             let (mut input, mut labels) = (vec![1.0, 2.0, 3.0], vec![1, 0, 3]);
-            flip_left_right(&mut input, &mut labels, [1, 1, 3], Some(&[0, 2, 1, 3]), &mut Rng::new(seed));
+            flip_left_right(
+                &mut input,
+                &mut labels,
+                [1, 1, 3],
+                Some(&[0, 2, 1, 3]),
+                &mut Rng::new(seed),
+            );
             (input[0] == 3.0).then_some((input, labels))
         });
         assert_eq!(flipped, Some((vec![3.0, 2.0, 1.0], vec![3, 0, 2])));
@@ -63,7 +73,13 @@ mod tests {
     fn without_a_table_nothing_flips() {
         for seed in 0..20 {
             let (mut input, mut labels) = (vec![1.0, 2.0], vec![0, 1]);
-            flip_left_right(&mut input, &mut labels, [1, 1, 2], None, &mut Rng::new(seed));
+            flip_left_right(
+                &mut input,
+                &mut labels,
+                [1, 1, 2],
+                None,
+                &mut Rng::new(seed),
+            );
             assert_eq!((input, labels), (vec![1.0, 2.0], vec![0, 1]));
         }
     }

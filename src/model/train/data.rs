@@ -56,7 +56,9 @@ const MAX_VOXELS: usize = u32::MAX as usize;
 pub fn load(case: &TrainCase, classes: usize) -> Result<ValidationCase, ModelError> {
     let fail = |reason: String| ModelError::Data(format!("case {}: {reason}", case.name));
     let budget = Budget::default();
-    let scan = read_scan(&case.image, &budget).map_err(|e| fail(format!("image: {e}")))?.volume;
+    let scan = read_scan(&case.image, &budget)
+        .map_err(|e| fail(format!("image: {e}")))?
+        .volume;
     let label = read_label(&case.label, &budget).map_err(|e| fail(format!("label: {e}")))?;
     let tolerance_mm = 0.01 * scan.geometry.spacing_mm().into_iter().fold(1.0, f64::max);
     if !scan.geometry.same_grid(&label.geometry, tolerance_mm) {
@@ -66,30 +68,55 @@ pub fn load(case: &TrainCase, classes: usize) -> Result<ValidationCase, ModelErr
             scan.geometry.shape()
         )));
     }
-    let [labels] = <[Vec<u16>; 1]>::try_from(label.layers)
-        .map_err(|layers| fail(format!("the label has {} layers; training needs one", layers.len())))?;
+    let [labels] = <[Vec<u16>; 1]>::try_from(label.layers).map_err(|layers| {
+        fail(format!(
+            "the label has {} layers; training needs one",
+            layers.len()
+        ))
+    })?;
     if let Some(value) = labels.iter().find(|&&v| usize::from(v) >= classes) {
-        return Err(fail(format!("label value {value} is not in the schema of {} structures", classes - 1)));
+        return Err(fail(format!(
+            "label value {value} is not in the schema of {} structures",
+            classes - 1
+        )));
     }
-    let annotated = (0..classes as u16).map(|c| c == 0 || case.annotated.contains(&c)).collect();
-    let labels = Volume { geometry: scan.geometry, voxels: labels };
-    Ok(ValidationCase { name: case.name.clone(), scan, labels, annotated })
+    let annotated = (0..classes as u16)
+        .map(|c| c == 0 || case.annotated.contains(&c))
+        .collect();
+    let labels = Volume {
+        geometry: scan.geometry,
+        voxels: labels,
+    };
+    Ok(ValidationCase {
+        name: case.name.clone(),
+        scan,
+        labels,
+        annotated,
+    })
 }
 
 impl PreparedCase {
     /// Brings a case to LPS order and the model's spacing.
-    pub fn new(case: ValidationCase, preprocessing: &Preprocessing, seed: u64) -> Result<Self, ModelError> {
+    pub fn new(
+        case: ValidationCase,
+        preprocessing: &Preprocessing,
+        seed: u64,
+    ) -> Result<Self, ModelError> {
         let turn = orientation::to_lps(&case.scan.geometry);
         let mut scan = turn.apply(&case.scan);
         let mut labels = turn.apply(&case.labels);
         let [low, high] = preprocessing.hu_window;
         if let Some(spacing_mm) = preprocessing.spacing_mm {
-            let grid = resample::grid_with_spacing(&scan.geometry, spacing_mm).map_err(ImagingError::from)?;
+            let grid = resample::grid_with_spacing(&scan.geometry, spacing_mm)
+                .map_err(ImagingError::from)?;
             scan = resample::linear(&scan, &grid, low);
             labels = resample::nearest(&labels, &grid, 0);
         }
         if scan.voxels.len() > MAX_VOXELS {
-            return Err(ModelError::Data(format!("case {} has more than 2^32 voxels", case.name)));
+            return Err(ModelError::Data(format!(
+                "case {} has more than 2^32 voxels",
+                case.name
+            )));
         }
         let classes = case.annotated.len();
         let mut places = vec![Vec::new(); classes];
@@ -110,7 +137,11 @@ impl PreparedCase {
         }
         Ok(Self {
             shape: scan.geometry.shape(),
-            hu: scan.voxels.iter().map(|v| v.clamp(low, high).round() as i16).collect(),
+            hu: scan
+                .voxels
+                .iter()
+                .map(|v| v.clamp(low, high).round() as i16)
+                .collect(),
             labels: labels.voxels.iter().map(|&v| v as u8).collect(),
             annotated: case.annotated,
             places,
@@ -147,7 +178,12 @@ impl PreparedCase {
     }
 
     /// Network input and class indices of a patch, `[z, y, x]`; outside the case there is air.
-    pub fn cut(&self, start: [isize; 3], size: [usize; 3], hu_window: [f32; 2]) -> (Vec<f32>, Vec<u8>) {
+    pub fn cut(
+        &self,
+        start: [isize; 3],
+        size: [usize; 3],
+        hu_window: [f32; 2],
+    ) -> (Vec<f32>, Vec<u8>) {
         let [d, h, w] = size;
         let [low, high] = hu_window;
         let scale = 2.0 / (high - low);

@@ -15,7 +15,11 @@ const STATE_KEYS: [&str; 3] = ["model_state_dict", "state_dict", "model"];
 pub fn read_checkpoint(path: &Path) -> Result<State, String> {
     let reader = STATE_KEYS
         .iter()
-        .find_map(|key| PytorchReader::with_top_level_key(path, key).ok().filter(|r| !r.is_empty()))
+        .find_map(|key| {
+            PytorchReader::with_top_level_key(path, key)
+                .ok()
+                .filter(|r| !r.is_empty())
+        })
         .map_or_else(|| PytorchReader::new(path), Ok)
         .map_err(|e| format!("not a PyTorch checkpoint that can be read: {e}"))?;
     let mut state = State::new();
@@ -30,10 +34,19 @@ pub fn read_checkpoint(path: &Path) -> Result<State, String> {
         let bytes = tensor.read().map_err(|e| format!("tensor {name}: {e}"))?;
         let values = decode(&bytes);
         if values.len() != tensor.shape().iter().product::<usize>() {
-            return Err(format!("tensor {name}: its data do not fill its shape {:?}", tensor.shape()));
+            return Err(format!(
+                "tensor {name}: its data do not fill its shape {:?}",
+                tensor.shape()
+            ));
         }
         let name = name.strip_prefix("module.").unwrap_or(name).to_owned();
-        state.insert(name, HostTensor { shape: tensor.shape().to_vec(), values });
+        state.insert(
+            name,
+            HostTensor {
+                shape: tensor.shape().to_vec(),
+                values,
+            },
+        );
     }
     if state.is_empty() {
         return Err("the checkpoint holds no float tensors".into());
@@ -42,5 +55,10 @@ pub fn read_checkpoint(path: &Path) -> Result<State, String> {
 }
 
 fn floats<const N: usize>(bytes: &[u8], decode: impl Fn([u8; N]) -> f32) -> Vec<f32> {
-    bytes.as_chunks::<N>().0.iter().map(|chunk| decode(*chunk)).collect()
+    bytes
+        .as_chunks::<N>()
+        .0
+        .iter()
+        .map(|chunk| decode(*chunk))
+        .collect()
 }

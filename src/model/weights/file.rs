@@ -17,7 +17,8 @@ pub fn serialise(state: &State) -> Result<Vec<u8>, String> {
     let views: Result<Vec<_>, _> = bytes
         .iter()
         .map(|(name, bytes, tensor)| {
-            TensorView::new(Dtype::F32, tensor.shape.clone(), bytes).map(|view| (name.as_str(), view))
+            TensorView::new(Dtype::F32, tensor.shape.clone(), bytes)
+                .map(|view| (name.as_str(), view))
         })
         .collect();
     let views = views.map_err(|e| e.to_string())?;
@@ -26,11 +27,19 @@ pub fn serialise(state: &State) -> Result<Vec<u8>, String> {
 
 /// Tensors of a safetensors file; float16, bfloat16, float64 and 8-bit unsigned integers become float32.
 pub fn parse(bytes: &[u8]) -> Result<State, String> {
-    let file = SafeTensors::deserialize(bytes).map_err(|e| format!("not a safetensors file: {e}"))?;
+    let file =
+        SafeTensors::deserialize(bytes).map_err(|e| format!("not a safetensors file: {e}"))?;
     file.iter()
         .map(|(name, view)| {
-            let values = decode(view.dtype(), view.data()).map_err(|e| format!("tensor {name}: {e}"))?;
-            Ok((name.to_owned(), HostTensor { shape: view.shape().to_vec(), values }))
+            let values =
+                decode(view.dtype(), view.data()).map_err(|e| format!("tensor {name}: {e}"))?;
+            Ok((
+                name.to_owned(),
+                HostTensor {
+                    shape: view.shape().to_vec(),
+                    values,
+                },
+            ))
         })
         .collect()
 }
@@ -39,8 +48,12 @@ fn decode(dtype: Dtype, data: &[u8]) -> Result<Vec<f32>, String> {
     Ok(match dtype {
         Dtype::F32 => chunks(data).map(f32::from_le_bytes).collect(),
         Dtype::F64 => chunks(data).map(|b| f64::from_le_bytes(b) as f32).collect(),
-        Dtype::F16 => chunks(data).map(|b| half::f16::from_le_bytes(b).to_f32()).collect(),
-        Dtype::BF16 => chunks(data).map(|b| half::bf16::from_le_bytes(b).to_f32()).collect(),
+        Dtype::F16 => chunks(data)
+            .map(|b| half::f16::from_le_bytes(b).to_f32())
+            .collect(),
+        Dtype::BF16 => chunks(data)
+            .map(|b| half::bf16::from_le_bytes(b).to_f32())
+            .collect(),
         Dtype::U8 => data.iter().map(|&b| f32::from(b)).collect(),
         other => return Err(format!("element type {other:?} is not a float")),
     })
@@ -52,7 +65,10 @@ fn chunks<const N: usize>(data: &[u8]) -> impl Iterator<Item = [u8; N]> + '_ {
 
 /// SHA-256 in hexadecimal.
 pub fn sha256_hex(bytes: &[u8]) -> String {
-    Sha256::digest(bytes).iter().map(|b| format!("{b:02x}")).collect()
+    Sha256::digest(bytes)
+        .iter()
+        .map(|b| format!("{b:02x}"))
+        .collect()
 }
 
 #[cfg(test)]
@@ -61,7 +77,10 @@ mod tests {
 
     #[test]
     fn a_state_survives_the_file() {
-        let tensor = HostTensor { shape: vec![2, 3], values: vec![0.0, -1.5, 2.0, 3.0, 4.0, f32::MIN] };
+        let tensor = HostTensor {
+            shape: vec![2, 3],
+            values: vec![0.0, -1.5, 2.0, 3.0, 4.0, f32::MIN],
+        };
         let state = State::from([("a.weight".to_owned(), tensor)]);
         let bytes = serialise(&state).unwrap();
         assert_eq!(parse(&bytes).unwrap(), state);
@@ -69,7 +88,10 @@ mod tests {
 
     #[test]
     fn damaged_files_are_refused() {
-        let tensor = HostTensor { shape: vec![4], values: vec![1.0; 4] };
+        let tensor = HostTensor {
+            shape: vec![4],
+            values: vec![1.0; 4],
+        };
         let bytes = serialise(&State::from([("a".to_owned(), tensor)])).unwrap();
         for cut in 0..bytes.len() {
             assert!(parse(&bytes[..cut]).is_err(), "cut at {cut}");

@@ -6,5 +6,5 @@ mod state;
 
 pub use checkpoint::read_checkpoint;
 pub use file::{parse, serialise, sha256_hex};
-pub use state::{HostTensor, LoadReport, Reshaped, State, export, import};
 pub(crate) use state::to_f32;
+pub use state::{HostTensor, LoadReport, Reshaped, State, export, import};

@@ -87,7 +87,11 @@ fn is_encoder(name: &str) -> bool {
 
 /// All parameters and running statistics of a network.
 pub fn export<B: Kernels>(net: &PctNet<B>, resolution_mode: u8) -> State {
-    let mut exporter = Exporter { path: Vec::new(), resolution_mode, state: State::new() };
+    let mut exporter = Exporter {
+        path: Vec::new(),
+        resolution_mode,
+        state: State::new(),
+    };
     net.visit(&mut exporter);
     exporter.state
 }
@@ -179,7 +183,11 @@ impl<B: Backend> ModuleMapper<B> for Importer<'_> {
             }
             Some(found) if found.shape != shape => {
                 let network = shape.to_vec();
-                self.report.reshaped.push(Reshaped { name, file: found.shape.clone(), network });
+                self.report.reshaped.push(Reshaped {
+                    name,
+                    file: found.shape.clone(),
+                    network,
+                });
                 tensor
             }
             Some(found) => {

@@ -8,7 +8,6 @@ use serde_json::Value;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-
 /// The boundary of MONAI Label's Python client.
 const BOUNDARY: &str = "----------lImIt_of_THE_fIle_eW_$";
 
@@ -138,9 +137,7 @@ impl Http {
             head += &format!("{name}: {value}\r\n");
         }
         let mut stream = TcpStream::connect(self.address).await?;
-        stream
-            .write_all(format!("{head}\r\n").as_bytes())
-            .await?;
+        stream.write_all(format!("{head}\r\n").as_bytes()).await?;
         stream.write_all(body).await?;
         Ok(stream)
     }

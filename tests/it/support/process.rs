@@ -18,7 +18,10 @@ pub fn shared(part: &str) -> Option<PathBuf> {
     if folder.is_dir() {
         return Some(folder);
     }
-    eprintln!("skipped: there is no {} (FEWLABEL_SHARED may name another folder)", folder.display());
+    eprintln!(
+        "skipped: there is no {} (FEWLABEL_SHARED may name another folder)",
+        folder.display()
+    );
     None
 }
 
@@ -42,10 +45,22 @@ impl Process {
             .spawn()
             .unwrap();
         let mut ready = String::new();
-        BufReader::new(child.stdout.take().unwrap()).read_line(&mut ready).unwrap();
-        let address = ready.split("http://").nth(1).and_then(|rest| rest.split(',').next());
-        let address = address.unwrap_or_else(|| panic!("not ready: {ready:?}")).parse().unwrap();
-        Self { child, http: Http { address }, ready }
+        BufReader::new(child.stdout.take().unwrap())
+            .read_line(&mut ready)
+            .unwrap();
+        let address = ready
+            .split("http://")
+            .nth(1)
+            .and_then(|rest| rest.split(',').next());
+        let address = address
+            .unwrap_or_else(|| panic!("not ready: {ready:?}"))
+            .parse()
+            .unwrap();
+        Self {
+            child,
+            http: Http { address },
+            ready,
+        }
     }
 
     /// The line that it printed when it was ready.
@@ -86,13 +101,19 @@ pub fn children(pid: u32) -> Vec<u32> {
     for task in std::fs::read_dir(format!("/proc/{pid}/task")).unwrap() {
         let text = std::fs::read_to_string(task.unwrap().path().join("children"));
         let text = text.unwrap_or_default(); // a thread may have ended meanwhile
-        found.extend(text.split_whitespace().map(|pid| pid.parse::<u32>().unwrap()));
+        found.extend(
+            text.split_whitespace()
+                .map(|pid| pid.parse::<u32>().unwrap()),
+        );
     }
     found
 }
 
 /// Kills a process without warning.
 pub fn kill_9(pid: u32) {
-    let killed = Command::new("kill").args(["-9", &pid.to_string()]).status().unwrap();
+    let killed = Command::new("kill")
+        .args(["-9", &pid.to_string()])
+        .status()
+        .unwrap();
     assert!(killed.success(), "process {pid} was not there");
 }

@@ -20,7 +20,13 @@ struct Sums {
 /// The loss, and the gradient of the logits.
 ///
 /// `logits` `[batch, classes, voxels]`, `labels` `[batch, voxels]` with values below `classes`.
-pub fn dice_cross_entropy(logits: &[f32], labels: &[u8], classes: usize, voxels: usize, smoothing: f64) -> (f32, Vec<f32>) {
+pub fn dice_cross_entropy(
+    logits: &[f32],
+    labels: &[u8],
+    classes: usize,
+    voxels: usize,
+    smoothing: f64,
+) -> (f32, Vec<f32>) {
     let count = labels.len() as f64;
     // First pass: probabilities, in the buffer that becomes the gradient.
     let mut p = vec![0f32; logits.len()];
@@ -33,14 +39,22 @@ pub fn dice_cross_entropy(logits: &[f32], labels: &[u8], classes: usize, voxels:
             let (len, start) = (planes.len(), planes.start);
             let mut largest = vec![f32::NEG_INFINITY; len];
             for class in 0..classes {
-                for (m, l) in largest.iter_mut().zip(&sample[class * voxels + start..][..len]) {
+                for (m, l) in largest
+                    .iter_mut()
+                    .zip(&sample[class * voxels + start..][..len])
+                {
                     *m = m.max(*l);
                 }
             }
             let mut total = vec![0f32; len];
             for class in 0..classes {
                 let l = &sample[class * voxels + start..][..len];
-                for (((p, l), m), t) in planes.rows[class].iter_mut().zip(l).zip(&largest).zip(&mut total) {
+                for (((p, l), m), t) in planes.rows[class]
+                    .iter_mut()
+                    .zip(l)
+                    .zip(&largest)
+                    .zip(&mut total)
+                {
                     *p = exp::<false>(l - m);
                     *t += *p;
                 }
@@ -92,24 +106,29 @@ pub fn dice_cross_entropy(logits: &[f32], labels: &[u8], classes: usize, voxels:
         })
         .collect();
     let entropy_share = (0.5 / count) as f32;
-    Planes::of(&mut p, classes, voxels).into_par_iter().for_each(|mut planes| {
-        let labels = &labels[planes.sample * voxels + planes.start..][..planes.len()];
-        let mut along = vec![0f32; planes.len()];
-        for (class, row) in planes.rows.iter().enumerate() {
-            let (on, always) = slopes[class];
-            for ((a, p), &label) in along.iter_mut().zip(row.iter()).zip(labels) {
-                *a += p * (always + if usize::from(label) == class { on } else { 0.0 });
+    Planes::of(&mut p, classes, voxels)
+        .into_par_iter()
+        .for_each(|mut planes| {
+            let labels = &labels[planes.sample * voxels + planes.start..][..planes.len()];
+            let mut along = vec![0f32; planes.len()];
+            for (class, row) in planes.rows.iter().enumerate() {
+                let (on, always) = slopes[class];
+                for ((a, p), &label) in along.iter_mut().zip(row.iter()).zip(labels) {
+                    *a += p * (always + if usize::from(label) == class { on } else { 0.0 });
+                }
             }
-        }
-        for (class, row) in planes.rows.iter_mut().enumerate() {
-            let (on, always) = slopes[class];
-            for ((p, a), &label) in row.iter_mut().zip(&along).zip(labels) {
-                let here = usize::from(label) == class;
-                let (g, y) = (always + if here { on } else { 0.0 }, if here { 1.0 } else { 0.0 });
-                *p = *p * (g - a) + entropy_share * (*p - y);
+            for (class, row) in planes.rows.iter_mut().enumerate() {
+                let (on, always) = slopes[class];
+                for ((p, a), &label) in row.iter_mut().zip(&along).zip(labels) {
+                    let here = usize::from(label) == class;
+                    let (g, y) = (
+                        always + if here { on } else { 0.0 },
+                        if here { 1.0 } else { 0.0 },
+                    );
+                    *p = *p * (g - a) + entropy_share * (*p - y);
+                }
             }
-        }
-    });
+        });
     (loss as f32, p)
 }
 
@@ -126,7 +145,11 @@ impl<'a> Planes<'a> {
         let mut tasks = Vec::new();
         for (sample, values) in values.chunks_exact_mut(classes * voxels).enumerate() {
             let mut of_sample: Vec<Self> = (0..stretches)
-                .map(|i| Self { sample, start: i * CHUNK, rows: Vec::with_capacity(classes) })
+                .map(|i| Self {
+                    sample,
+                    start: i * CHUNK,
+                    rows: Vec::with_capacity(classes),
+                })
                 .collect();
             for plane in values.chunks_exact_mut(voxels) {
                 for (task, row) in of_sample.iter_mut().zip(plane.chunks_mut(CHUNK)) {
@@ -154,7 +177,9 @@ mod tests {
         let (mut overlap, mut sizes) = (vec![0.0; classes], vec![0.0; classes]);
         for (i, &label) in labels.iter().enumerate() {
             let (b, v) = (i / voxels, i % voxels);
-            let l: Vec<f64> = (0..classes).map(|c| logits[(b * classes + c) * voxels + v]).collect();
+            let l: Vec<f64> = (0..classes)
+                .map(|c| logits[(b * classes + c) * voxels + v])
+                .collect();
             let total: f64 = l.iter().map(|l| l.exp()).sum();
             for (c, l) in l.iter().enumerate() {
                 let p = l.exp() / total;
@@ -166,7 +191,11 @@ mod tests {
                 }
             }
         }
-        let dice: f64 = overlap.iter().zip(&sizes).map(|(o, s)| (2.0 * o + smoothing) / (s + smoothing)).sum();
+        let dice: f64 = overlap
+            .iter()
+            .zip(&sizes)
+            .map(|(o, s)| (2.0 * o + smoothing) / (s + smoothing))
+            .sum();
         0.5 * entropy / labels.len() as f64 + 0.5 * (1.0 - dice / classes as f64)
     }
 

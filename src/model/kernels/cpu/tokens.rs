@@ -13,34 +13,45 @@ pub const EMPTY: u32 = u32::MAX;
 pub fn gather_rows(x: &[f32], batch: usize, channels: usize, index: &[u32]) -> Vec<f32> {
     let rows = x.len() / (batch * channels).max(1);
     let mut y = vec![0f32; batch * index.len() * channels];
-    y.par_chunks_mut(ROWS * channels).enumerate().for_each(|(chunk, y)| {
-        for (i, to) in y.chunks_exact_mut(channels).enumerate() {
-            let at = chunk * ROWS + i;
-            let from = index[at % index.len()];
-            if from != EMPTY {
-                let from = (at / index.len() * rows + from as usize) * channels;
-                to.copy_from_slice(&x[from..from + channels]);
+    y.par_chunks_mut(ROWS * channels)
+        .enumerate()
+        .for_each(|(chunk, y)| {
+            for (i, to) in y.chunks_exact_mut(channels).enumerate() {
+                let at = chunk * ROWS + i;
+                let from = index[at % index.len()];
+                if from != EMPTY {
+                    let from = (at / index.len() * rows + from as usize) * channels;
+                    to.copy_from_slice(&x[from..from + channels]);
+                }
             }
-        }
-    });
+        });
     y
 }
 
 /// `[windows, tokens, parts * heads * dim]` to `parts` arrays `[windows, heads, tokens, dim]`.
-pub fn split_heads(x: &[f32], tokens: usize, parts: usize, heads: usize, dim: usize) -> Vec<Vec<f32>> {
+pub fn split_heads(
+    x: &[f32],
+    tokens: usize,
+    parts: usize,
+    heads: usize,
+    dim: usize,
+) -> Vec<Vec<f32>> {
     let row = parts * heads * dim;
     let matrix = tokens * dim;
     (0..parts)
         .map(|part| {
             let mut y = vec![0f32; x.len() / parts];
-            y.par_chunks_mut(heads * matrix).zip(x.par_chunks(tokens * row)).for_each(|(y, x)| {
-                for (token, x) in x.chunks_exact(row).enumerate() {
-                    for head in 0..heads {
-                        let from = (part * heads + head) * dim;
-                        y[head * matrix + token * dim..][..dim].copy_from_slice(&x[from..from + dim]);
+            y.par_chunks_mut(heads * matrix)
+                .zip(x.par_chunks(tokens * row))
+                .for_each(|(y, x)| {
+                    for (token, x) in x.chunks_exact(row).enumerate() {
+                        for head in 0..heads {
+                            let from = (part * heads + head) * dim;
+                            y[head * matrix + token * dim..][..dim]
+                                .copy_from_slice(&x[from..from + dim]);
+                        }
                     }
-                }
-            });
+                });
             y
         })
         .collect()
@@ -51,15 +62,17 @@ pub fn merge_heads(parts: &[&[f32]], tokens: usize, heads: usize, dim: usize) ->
     let row = parts.len() * heads * dim;
     let matrix = tokens * dim;
     let mut y = vec![0f32; parts.iter().map(|part| part.len()).sum()];
-    y.par_chunks_mut(tokens * row).enumerate().for_each(|(window, y)| {
-        for (token, y) in y.chunks_exact_mut(row).enumerate() {
-            for (to, y) in y.chunks_exact_mut(dim).enumerate() {
-                let (part, head) = (parts[to / heads], to % heads);
-                let from = (window * heads + head) * matrix + token * dim;
-                y.copy_from_slice(&part[from..from + dim]);
+    y.par_chunks_mut(tokens * row)
+        .enumerate()
+        .for_each(|(window, y)| {
+            for (token, y) in y.chunks_exact_mut(row).enumerate() {
+                for (to, y) in y.chunks_exact_mut(dim).enumerate() {
+                    let (part, head) = (parts[to / heads], to % heads);
+                    let from = (window * heads + head) * matrix + token * dim;
+                    y.copy_from_slice(&part[from..from + dim]);
+                }
             }
-        }
-    });
+        });
     y
 }
 
@@ -71,41 +84,51 @@ pub fn transpose(x: &[f32], channels: usize, rows: usize) -> Vec<f32> {
         return y;
     }
     let volume = channels * rows;
-    y.par_chunks_mut(SIDE * channels).enumerate().for_each(|(task, y)| {
-        // A task is up to SIDE rows of one sample when rows is a multiple of SIDE, else it may cross samples.
-        for (i, to) in y.chunks_exact_mut(channels).enumerate() {
-            let at = task * SIDE + i;
-            let x = &x[at / rows * volume..];
-            let row = at % rows;
-            for (c, to) in to.iter_mut().enumerate() {
-                *to = x[c * rows + row];
+    y.par_chunks_mut(SIDE * channels)
+        .enumerate()
+        .for_each(|(task, y)| {
+            // A task is up to SIDE rows of one sample when rows is a multiple of SIDE, else it may cross samples.
+            for (i, to) in y.chunks_exact_mut(channels).enumerate() {
+                let at = task * SIDE + i;
+                let x = &x[at / rows * volume..];
+                let row = at % rows;
+                for (c, to) in to.iter_mut().enumerate() {
+                    *to = x[c * rows + row];
+                }
             }
-        }
-    });
+        });
     y
 }
 
 /// Blocks of output voxels out of channels: `x` `[batch, out * kd * kh * kw, d, h, w]` to `[batch, out, d * kd, h * kh, w * kw]`, plus a
 /// bias per output channel.
-pub fn blocks_to_space(x: &[f32], out: usize, kernel: [usize; 3], map: [usize; 3], bias: &[f32]) -> Vec<f32> {
+pub fn blocks_to_space(
+    x: &[f32],
+    out: usize,
+    kernel: [usize; 3],
+    map: [usize; 3],
+    bias: &[f32],
+) -> Vec<f32> {
     let [kd, kh, kw] = kernel;
     let [d, h, w] = map;
     let (voxels, taps) = (d * h * w, kd * kh * kw);
     let mut y = vec![0f32; x.len()];
-    y.par_chunks_mut(kh * h * kw * w).enumerate().for_each(|(plane, y)| {
-        let (volume, z) = (plane / (d * kd), plane % (d * kd));
-        let x = &x[volume * taps * voxels..][..taps * voxels];
-        let bias = bias[volume % out];
-        for (row, y) in y.chunks_exact_mut(kw * w).enumerate() {
-            for k in 0..kw {
-                let tap = (z % kd * kh + row % kh) * kw + k;
-                let x = &x[tap * voxels + (z / kd * h + row / kh) * w..][..w];
-                for (y, x) in y[k..].iter_mut().step_by(kw).zip(x) {
-                    *y = x + bias;
+    y.par_chunks_mut(kh * h * kw * w)
+        .enumerate()
+        .for_each(|(plane, y)| {
+            let (volume, z) = (plane / (d * kd), plane % (d * kd));
+            let x = &x[volume * taps * voxels..][..taps * voxels];
+            let bias = bias[volume % out];
+            for (row, y) in y.chunks_exact_mut(kw * w).enumerate() {
+                for k in 0..kw {
+                    let tap = (z % kd * kh + row % kh) * kw + k;
+                    let x = &x[tap * voxels + (z / kd * h + row / kh) * w..][..w];
+                    for (y, x) in y[k..].iter_mut().step_by(kw).zip(x) {
+                        *y = x + bias;
+                    }
                 }
             }
-        }
-    });
+        });
     y
 }
 
@@ -115,18 +138,20 @@ pub fn space_to_blocks(y: &[f32], kernel: [usize; 3], map: [usize; 3]) -> Vec<f3
     let [d, h, w] = map;
     let (voxels, taps) = (d * h * w, kd * kh * kw);
     let mut x = vec![0f32; y.len()];
-    x.par_chunks_mut(voxels).enumerate().for_each(|(channel, x)| {
-        let (volume, tap) = (channel / taps, channel % taps);
-        let (kz, ky, kx) = (tap / (kh * kw), tap / kw % kh, tap % kw);
-        let y = &y[volume * taps * voxels..][..taps * voxels];
-        for (row, x) in x.chunks_exact_mut(w).enumerate() {
-            let (z, at) = (row / h * kd + kz, row % h * kh + ky);
-            let y = &y[(z * h * kh + at) * w * kw..][..w * kw];
-            for (x, y) in x.iter_mut().zip(y[kx..].iter().step_by(kw)) {
-                *x = *y;
+    x.par_chunks_mut(voxels)
+        .enumerate()
+        .for_each(|(channel, x)| {
+            let (volume, tap) = (channel / taps, channel % taps);
+            let (kz, ky, kx) = (tap / (kh * kw), tap / kw % kh, tap % kw);
+            let y = &y[volume * taps * voxels..][..taps * voxels];
+            for (row, x) in x.chunks_exact_mut(w).enumerate() {
+                let (z, at) = (row / h * kd + kz, row % h * kh + ky);
+                let y = &y[(z * h * kh + at) * w * kw..][..w * kw];
+                for (x, y) in x.iter_mut().zip(y[kx..].iter().step_by(kw)) {
+                    *x = *y;
+                }
             }
-        }
-    });
+        });
     x
 }
 
@@ -167,8 +192,14 @@ pub fn sum_rows(x: &[f32], channels: usize) -> Vec<f32> {
 /// Sum of each channel of `[batch, channels, voxels]`.
 pub fn sum_channels(x: &[f32], channels: usize, voxels: usize) -> Vec<f32> {
     let mut total = vec![0f64; channels];
-    let sums: Vec<f64> =
-        x.par_chunks(voxels.max(1)).map(|x| x.chunks(ROWS).map(|x| f64::from(x.iter().sum::<f32>())).sum()).collect();
+    let sums: Vec<f64> = x
+        .par_chunks(voxels.max(1))
+        .map(|x| {
+            x.chunks(ROWS)
+                .map(|x| f64::from(x.iter().sum::<f32>()))
+                .sum()
+        })
+        .collect();
     for (i, sum) in sums.into_iter().enumerate() {
         total[i % channels] += sum;
     }
