@@ -295,7 +295,7 @@ fn bad_input_fails_with_its_reason_and_spoils_nothing() {
         "--out",
     );
     fails(
-        infer(&dir.path().join("none"), &[good.clone()], &out),
+        infer(&dir.path().join("none"), std::slice::from_ref(&good), &out),
         1,
         "none",
     );
@@ -303,7 +303,11 @@ fn bad_input_fails_with_its_reason_and_spoils_nothing() {
     let mut weights = std::fs::read(model.join("weights.safetensors")).unwrap();
     *weights.last_mut().unwrap() ^= 1;
     std::fs::write(model.join("weights.safetensors"), &weights).unwrap();
-    fails(infer(&model, &[good.clone()], &out), 1, "SHA-256");
+    fails(
+        infer(&model, std::slice::from_ref(&good), &out),
+        1,
+        "SHA-256",
+    );
     std::fs::write(model.join("manifest.json"), b"{").unwrap();
     fails(infer(&model, &[good], &out), 1, "manifest.json");
 }

@@ -5,33 +5,24 @@
 
 mod annotator;
 mod report;
+mod round;
 mod server;
 mod studies;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use anyhow::{Context, bail, ensure};
+use anyhow::{Context, ensure};
 use clap::Args;
-use serde_json::json;
 
 use super::Usage;
-use super::progress::Progress;
 use annotator::Annotator;
 use report::Scores;
 use server::Server;
-use studies::{Studies, Study};
+use studies::Studies;
 
-/// Optimiser steps of the round: what two CPU cores do in about three minutes.
-const STEPS: usize = 120;
-/// Patches per step: many small steps learn more than few large ones here.
-const BATCH: usize = 1;
-/// High for Adam, as the round is short and starts from nothing.
-const LEARNING_RATE: f64 = 4e-3;
-/// Pause between two looks at the training.
-const POLL: Duration = Duration::from_millis(500);
 /// Folder that is made when none is given.
 const DEFAULT_DIR: &str = "fewlabel-demo";
 
@@ -74,8 +65,8 @@ pub fn run(args: DemoArgs) -> anyhow::Result<()> {
     let clinician = Annotator::connect(&server.url, &interrupted)?;
 
     let before = clinician.propose_all("before", &studies.held_out)?;
-    annotate(&clinician, &studies.to_label)?;
-    train(&clinician, args.seed, &server)?;
+    round::annotate(&clinician, &studies.to_label)?;
+    round::train(&clinician, args.seed, &server)?;
     let after = clinician.propose_all("after", &studies.held_out)?;
 
     let scores = Scores::new(&studies.held_out, &before, &after);
@@ -93,60 +84,6 @@ pub fn run(args: DemoArgs) -> anyhow::Result<()> {
     );
     println!("    {}", server::command_line(&studies.folder));
     Ok(())
-}
-
-/// Labels studies as long as the server offers one of those to label.
-fn annotate(clinician: &Annotator, to_label: &[Study]) -> anyhow::Result<()> {
-    for n in 1..=to_label.len() {
-        let id = clinician.next_case()?;
-        let study = to_label
-            .iter()
-            .find(|study| study.id == id)
-            .with_context(|| {
-                format!("the server offered {id}, which is not one of the studies to label")
-            })?;
-        let proposal = clinician.propose(&id)?;
-        // The script corrects every proposal to the truth, which it knows.
-        clinician.submit(study)?;
-        let dice = report::mean_dice(study, &proposal).unwrap_or(0.0);
-        println!(
-            "label {n} of {}: {id}, proposal had Dice {dice:.2}, corrected and submitted",
-            to_label.len()
-        );
-    }
-    Ok(())
-}
-
-/// Starts a round and waits until it is published.
-fn train(clinician: &Annotator, seed: u64, server: &Server) -> anyhow::Result<()> {
-    // Without validation cases: with so few, every label is worth more to learn from.
-    clinician.start_training(&json!({
-        "steps": STEPS,
-        "batch": BATCH,
-        "learning_rate": LEARNING_RATE,
-        "val_split": 0.0,
-        "seed": seed,
-    }))?;
-    let mut progress = Progress::new("training", STEPS);
-    loop {
-        std::thread::sleep(POLL);
-        let state = clinician.training()?;
-        if let Some(step) = state.step {
-            progress.set(step, STEPS, &format!("loss {:.3}", state.loss));
-        }
-        match state.status.as_str() {
-            "SUBMITTED" | "RUNNING" => {}
-            "DONE" => {
-                progress.note(&state.last_line);
-                return Ok(());
-            }
-            other => bail!(
-                "training ended as {other}: {}; see {}",
-                state.last_line,
-                server.log.display()
-            ),
-        }
-    }
 }
 
 /// The folder to work in: the given one, else a new one here.
