@@ -19,6 +19,9 @@ use crate::support::{Http, Process, children, kill_9, multipart};
 const PATIENCE: Duration = Duration::from_secs(180);
 const STUDIES: [&str; 3] = ["case_1", "case_2", "case_3"];
 
+/// Study and tag to the bytes sent and whether they were acknowledged.
+type Sent = BTreeMap<(usize, String), (Vec<u8>, bool)>;
+
 /// Studies, a small model, and a data folder that outlives every server.
 struct Site {
     dir: tempfile::TempDir,
@@ -163,14 +166,14 @@ fn finished(task: &Value) -> bool {
 #[tokio::test(flavor = "multi_thread")]
 async fn every_acknowledged_label_survives_kill_9_during_submits() {
     let site = Arc::new(Site::new([16, 32, 32]));
-    // (image, tag) to the bytes sent and whether they were acknowledged.
-    let sent: Arc<Mutex<BTreeMap<(usize, String), (Vec<u8>, bool)>>> = Arc::default();
+    let sent: Arc<Mutex<Sent>> = Arc::default();
     for round in 0..5 {
         let server = site.serve();
         let http = Http {
             address: server.address,
         };
-        check_sent(&http, &sent.lock().unwrap().clone()).await;
+        let so_far = sent.lock().unwrap().clone();
+        check_sent(&http, &so_far).await;
         let before = sent.lock().unwrap().len();
         let submitters: Vec<_> = (0..STUDIES.len())
             .map(|study| {
@@ -224,7 +227,7 @@ async fn every_acknowledged_label_survives_kill_9_during_submits() {
 }
 
 /// Acknowledged labels are there with their bytes; the others are whole or not there.
-async fn check_sent(server: &Http, sent: &BTreeMap<(usize, String), (Vec<u8>, bool)>) {
+async fn check_sent(server: &Http, sent: &Sent) {
     for ((study, tag), (bytes, acknowledged)) in sent {
         let reply = server
             .get(&format!(
