@@ -1,6 +1,6 @@
 //! Progress of long commands: a bar with the time left on a terminal, plain lines elsewhere. Always on standard error.
 
-use std::io::IsTerminal;
+use std::io::{IsTerminal, Write};
 use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressStyle};
@@ -52,20 +52,25 @@ impl Progress {
             self.last_line = Some(Instant::now());
             let left_s = self.started.elapsed().as_secs_f64() / done.max(1) as f64
                 * (total - done.min(total)) as f64;
-            eprintln!(
+            line(&format!(
                 "{} {done}/{total} {message} ({left_s:.0} s left)",
                 self.what
-            );
+            ));
         }
     }
 
     /// A line that stays.
-    pub fn note(&self, line: &str) {
+    pub fn note(&self, text: &str) {
         match &self.bar {
-            Some(bar) => bar.println(line),
-            None => eprintln!("{line}"),
+            Some(bar) => bar.println(text),
+            None => line(text),
         }
     }
+}
+
+/// Writes a line; nobody reading it is no reason to stop the work.
+fn line(text: &str) {
+    let _ = writeln!(std::io::stderr(), "{text}");
 }
 
 impl Drop for Progress {

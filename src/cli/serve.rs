@@ -24,8 +24,6 @@ use crate::worker::supervisor;
 /// Name of the model that is made when none is given.
 const DEFAULT_MODEL: &str = "pct-net-s";
 
-/// Patch of that model, `[depth, height, width]`: small enough to train on a CPU.
-const UNTRAINED_PATCH: [usize; 3] = [32, 64, 64];
 /// A folder with this file is a model.
 const MANIFEST: &str = "manifest.json";
 /// Pause between two rounds of housekeeping.
@@ -261,7 +259,7 @@ async fn choose_model(
     }
     let scratch = tempfile::tempdir_in(project.data_dir())?;
     let dir = scratch.path().join(DEFAULT_MODEL);
-    let config = PctNetConfig::pct_net_s(project.schema().class_count(), UNTRAINED_PATCH, 1);
+    let config = PctNetConfig::pct_net_s(project.schema().class_count(), PctNetConfig::SMALL_PATCH, 1);
     model::create_untrained(
         &dir,
         DEFAULT_MODEL,

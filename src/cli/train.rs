@@ -17,9 +17,6 @@ use crate::model::{
 };
 use crate::rng::Rng;
 
-/// Patch of a network that starts from scratch, `[depth, height, width]`.
-const PATCH: [usize; 3] = [32, 64, 64];
-
 /// Arguments of `fewlabel train`.
 #[derive(Debug, Args)]
 pub struct TrainArgs {
@@ -35,9 +32,12 @@ pub struct TrainArgs {
     /// Optimiser steps
     #[arg(long, default_value_t = 1000, value_name = "N")]
     steps: usize,
-    /// Learning rate at the start
-    #[arg(long, default_value_t = 1e-3)]
-    learning_rate: f64,
+    /// Learning rate at the start [default: 0.001, or 0.004 from weights that have not been trained]
+    #[arg(long)]
+    learning_rate: Option<f64>,
+    /// Patches per step
+    #[arg(long, default_value_t = 2, value_name = "N")]
+    batch: usize,
     /// Share of the cases held out to choose the best weights
     #[arg(long, default_value_t = 0.2, value_name = "SHARE")]
     val_split: f64,
@@ -91,23 +91,25 @@ pub fn run(args: TrainArgs) -> anyhow::Result<()> {
             }
             ModelDescription {
                 name: "pct-net-s".to_owned(),
-                network: PctNetConfig::pct_net_s(dataset.labels.class_count(), PATCH, 1),
+                network: PctNetConfig::pct_net_s(dataset.labels.class_count(), PctNetConfig::SMALL_PATCH, 1),
                 labels: dataset.labels,
                 preprocessing: plan_preprocessing(&scans),
-                patch: PATCH,
+                patch: PctNetConfig::SMALL_PATCH,
                 trained: false,
                 lineage: Lineage::made_by("trained"),
             }
         }
     };
     let names = model.labels.names().to_vec();
+    let defaults = TrainOptions::starting_from(model.trained);
     let options = TrainOptions {
         steps: args.steps,
-        learning_rate: args.learning_rate,
+        learning_rate: args.learning_rate.unwrap_or(defaults.learning_rate),
         validate_every: args.validate_every.unwrap_or(args.steps.div_ceil(5)),
         seed: args.seed,
         device: args.device,
-        ..TrainOptions::default()
+        batch: args.batch,
+        ..defaults
     };
     eprintln!(
         "learning from {} cases, choosing on {}",

@@ -78,7 +78,7 @@ pub async fn plan(project: &Project, request: &TrainRequest) -> Result<Plan, Pro
             "no image has a submitted label yet; submit at least one, then train".to_owned(),
         ));
     }
-    let defaults = TrainOptions::default();
+    let defaults = TrainOptions::starting_from(manifest.trained && request.pretrained);
     let batch = request.batch.map_or(defaults.batch, usize::from).max(1);
     let steps_per_epoch = (cases.len() * PATCHES_PER_CASE).div_ceil(batch).max(1);
     let steps = match request.steps {

@@ -1,7 +1,7 @@
 //! Fine-tuning PCT-Net on labelled cases.
 //!
 //! Half Dice, half cross entropy with deep supervision (`model/loss`), Adam, polynomial decay, patches centred
-//! on annotated structures half of the time. Everything random is a pure function of (seed, step): two runs with the same
+//! on annotated structures two times in three. Everything random is a pure function of (seed, step): two runs with the same
 //! cases give the same weights on one CPU. The best weights on the validation cases are kept.
 
 mod augment;
