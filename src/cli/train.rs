@@ -91,7 +91,11 @@ pub fn run(args: TrainArgs) -> anyhow::Result<()> {
             }
             ModelDescription {
                 name: "pct-net-s".to_owned(),
-                network: PctNetConfig::pct_net_s(dataset.labels.class_count(), PctNetConfig::SMALL_PATCH, 1),
+                network: PctNetConfig::pct_net_s(
+                    dataset.labels.class_count(),
+                    PctNetConfig::SMALL_PATCH,
+                    1,
+                ),
                 labels: dataset.labels,
                 preprocessing: plan_preprocessing(&scans),
                 patch: PctNetConfig::SMALL_PATCH,
