@@ -47,7 +47,7 @@ pub fn page(
     page.heading("Means over cases");
     for (name, found) in files.predictions.iter().zip(&summary.predictions) {
         if files.predictions.len() > 1 {
-            page.text(name);
+            page.subheading(name);
         }
         let (head, rows) = means(evaluation, &names, found);
         page.table(None, &head, &rows);

@@ -82,10 +82,12 @@ impl Canvas {
         (text.chars().count() * (font::WIDTH + 1)).saturating_sub(1) * scale
     }
 
-    /// One line of text, its upper left corner at (`left`, `top`); letters are [`Self::TEXT_HEIGHT`] times `scale` high.
+    /// One line of text, its upper left corner at (`left`, `top`); letters are [`Self::TEXT_HEIGHT`] times `scale` high,
+    /// and some reach below.
     pub fn text(&mut self, left: usize, top: usize, scale: usize, color: [u8; 3], text: &str) {
         for (n, c) in text.chars().enumerate() {
             let first = left + n * (font::WIDTH + 1) * scale;
+            let top = top + font::drop(c) * scale;
             for (row, bits) in font::glyph(c).iter().enumerate() {
                 for column in 0..font::WIDTH {
                     if bits >> (font::WIDTH - 1 - column) & 1 == 1 {

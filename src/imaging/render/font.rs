@@ -5,6 +5,11 @@ pub(super) const WIDTH: usize = 5;
 /// Height of a glyph in pixels.
 pub(super) const HEIGHT: usize = 7;
 
+/// How many pixels a glyph stands below the line.
+pub(super) fn drop(c: char) -> usize {
+    if "gjpqy".contains(c) { 2 } else { 0 }
+}
+
 /// Rows from the top, the five low bits of each, leftmost pixel highest. What the font does not have is an empty box.
 pub(super) fn glyph(c: char) -> [u8; HEIGHT] {
     match c {
@@ -106,7 +111,7 @@ pub(super) fn glyph(c: char) -> [u8; HEIGHT] {
             0b00110, 0b01001, 0b01000, 0b11100, 0b01000, 0b01000, 0b01000,
         ],
         'g' => [
-            0b00000, 0b01111, 0b10001, 0b10001, 0b01111, 0b00001, 0b01110,
+            0b01111, 0b10001, 0b10001, 0b10001, 0b01111, 0b00001, 0b01110,
         ],
         'h' => [
             0b10000, 0b10000, 0b11110, 0b10001, 0b10001, 0b10001, 0b10001,
@@ -115,7 +120,7 @@ pub(super) fn glyph(c: char) -> [u8; HEIGHT] {
             0b00100, 0b00000, 0b01100, 0b00100, 0b00100, 0b00100, 0b01110,
         ],
         'j' => [
-            0b00010, 0b00000, 0b00110, 0b00010, 0b00010, 0b10010, 0b01100,
+            0b00110, 0b00010, 0b00010, 0b00010, 0b00010, 0b10010, 0b01100,
         ],
         'k' => [
             0b10000, 0b10000, 0b10010, 0b10100, 0b11000, 0b10100, 0b10010,
@@ -133,10 +138,10 @@ pub(super) fn glyph(c: char) -> [u8; HEIGHT] {
             0b00000, 0b00000, 0b01110, 0b10001, 0b10001, 0b10001, 0b01110,
         ],
         'p' => [
-            0b00000, 0b11110, 0b10001, 0b10001, 0b11110, 0b10000, 0b10000,
+            0b11110, 0b10001, 0b10001, 0b10001, 0b11110, 0b10000, 0b10000,
         ],
         'q' => [
-            0b00000, 0b01111, 0b10001, 0b10001, 0b01111, 0b00001, 0b00001,
+            0b01111, 0b10001, 0b10001, 0b10001, 0b01111, 0b00001, 0b00001,
         ],
         'r' => [
             0b00000, 0b00000, 0b10110, 0b11001, 0b10000, 0b10000, 0b10000,
@@ -160,7 +165,7 @@ pub(super) fn glyph(c: char) -> [u8; HEIGHT] {
             0b00000, 0b00000, 0b10001, 0b01010, 0b00100, 0b01010, 0b10001,
         ],
         'y' => [
-            0b00000, 0b10001, 0b10001, 0b01111, 0b00001, 0b10001, 0b01110,
+            0b10001, 0b10001, 0b10001, 0b10001, 0b01111, 0b00001, 0b01110,
         ],
         'z' => [
             0b00000, 0b00000, 0b11111, 0b00010, 0b00100, 0b01000, 0b11111,
