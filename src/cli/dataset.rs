@@ -45,13 +45,7 @@ impl Dataset {
             )));
         }
         let labels = LabelSchema::from_dataset_json(&json)?;
-        let index: Index = serde_json::from_slice(&std::fs::read(&json)?)
-            .with_context(|| format!("{}: the list \"training\"", json.display()))?;
-        let annotated: HashMap<String, Vec<u16>> = index
-            .training
-            .into_iter()
-            .filter_map(|entry| Some((name_of(&entry.label)?, entry.annotated_labels?)))
-            .collect();
+        let annotated = annotated_labels(&json)?;
         let (images, masks) = match dir.join("labelsTr") {
             labels if labels.is_dir() => (dir.join("imagesTr"), labels),
             _ => (dir.to_owned(), dir.join("labels/final")),
@@ -84,6 +78,22 @@ impl Dataset {
         }
         Ok(Self { labels, cases })
     }
+}
+
+/// The label values that were annotated, for the cases of which a `dataset.json` says so (`training`, by the name of the
+/// label file). In other cases all were.
+///
+/// # Errors
+/// A file that cannot be read or a list of another form.
+pub(super) fn annotated_labels(dataset_json: &Path) -> anyhow::Result<HashMap<String, Vec<u16>>> {
+    let text = std::fs::read(dataset_json)
+        .with_context(|| format!("cannot read {}", dataset_json.display()))?;
+    let index: Index = serde_json::from_slice(&text)
+        .with_context(|| format!("{}: the list \"training\"", dataset_json.display()))?;
+    let known = index.training.into_iter();
+    Ok(known
+        .filter_map(|entry| Some((name_of(&entry.label)?, entry.annotated_labels?)))
+        .collect())
 }
 
 fn name_of(path: &Path) -> Option<String> {

@@ -2,13 +2,16 @@
 
 pub mod bench;
 pub mod convert;
+mod curve;
 mod dataset;
 pub mod demo;
 pub mod evaluate;
 pub mod infer;
 pub mod inspect;
 mod progress;
+mod report;
 pub mod serve;
+mod statistics;
 pub mod train;
 pub mod worker;
 

@@ -8,8 +8,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use anyhow::{Context, bail};
 use clap::Args;
 
+use super::curve::CurveWriter;
 use super::dataset::Dataset;
 use super::progress::Progress;
+use super::report;
 use crate::imaging::{Budget, read_scan};
 use crate::model::{
     DeviceChoice, Lineage, Manifest, ModelDescription, PctNetConfig, TrainCase, TrainEvent,
@@ -47,6 +49,9 @@ pub struct TrainArgs {
     /// Seed of everything random
     #[arg(long, default_value_t = 1, value_name = "N")]
     seed: u64,
+    /// Write a page with the curves of the run, and the figure as PNG beside it
+    #[arg(long, value_name = "OUT.html")]
+    report: Option<PathBuf>,
     /// Where to compute: auto, cpu, cuda or cuda:N
     #[arg(long, default_value = "auto")]
     device: DeviceChoice,
@@ -62,6 +67,9 @@ pub fn run(args: TrainArgs) -> anyhow::Result<()> {
             "{} is there already; models are never overwritten. Name another directory",
             args.out.display()
         );
+    }
+    if let Some(path) = &args.report {
+        report::check(path)?;
     }
     let dataset = Dataset::open(&args.data)?;
     let (cases, validation) = split(dataset.cases, args.seed, args.val_split);
@@ -133,6 +141,7 @@ pub fn run(args: TrainArgs) -> anyhow::Result<()> {
     let flag = interrupted.clone();
     ctrlc::set_handler(move || flag.store(true, Ordering::Relaxed))
         .context("cannot listen for Ctrl-C")?;
+    let mut curve = CurveWriter::new(&args.out, names.clone());
     let mut progress = Progress::new("train", args.steps);
     let report = crate::model::train(&request, &mut |event| {
         match event {
@@ -140,13 +149,19 @@ pub fn run(args: TrainArgs) -> anyhow::Result<()> {
                 step,
                 steps,
                 loss,
+                learning_rate,
                 rate_hz,
             } => {
+                curve.step(step, loss, learning_rate);
                 progress.set(step, steps, &format!("loss {loss:.4}, {rate_hz:.2} it/s"));
             }
             TrainEvent::Validated {
-                step, mean, best, ..
+                step,
+                dice,
+                mean,
+                best,
             } => {
+                curve.validation(step, dice, mean, best);
                 progress.note(&format!(
                     "step {step}: validation Dice {mean:.4}{}",
                     if best { ", the best so far" } else { "" }
@@ -161,6 +176,7 @@ pub fn run(args: TrainArgs) -> anyhow::Result<()> {
         }
     })?;
     drop(progress);
+    let curve = curve.finish()?;
     if let Some(init) = &report.init {
         eprintln!(
             "{} tensors taken from the model it started from, {} started afresh",
@@ -188,6 +204,10 @@ pub fn run(args: TrainArgs) -> anyhow::Result<()> {
         report.loss,
         args.out.display()
     );
+    if let Some(path) = &args.report {
+        let png = report::write_training(path, &report.manifest.name, &names, &curve)?;
+        eprintln!("report: {} and {}", path.display(), png.display());
+    }
     Ok(())
 }
 

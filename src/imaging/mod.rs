@@ -11,6 +11,7 @@
 //! | [`geometry`], [`volume`] | the grid, and voxels on it |
 //! | `nifti`, `nrrd` | the formats, their rules and traps |
 //! | [`orientation`], [`resample`], [`components`] | grids turned, resampled, cleaned |
+//! | [`distance`], [`metrics`] | distances in mm; how well two label maps agree |
 //! | [`phantom`] | a synthetic torso, a pure function of its seed |
 //! | [`render`] | pictures of a scan with its labels |
 //!
@@ -19,9 +20,11 @@
 pub mod budget;
 pub mod color;
 pub mod components;
+pub mod distance;
 pub mod error;
 pub mod geometry;
 pub mod label;
+pub mod metrics;
 mod nifti;
 mod nrrd;
 pub mod orientation;
@@ -31,7 +34,7 @@ pub mod render;
 pub mod resample;
 pub mod sample;
 pub mod volume;
-mod whole_file;
+pub(crate) mod whole_file;
 
 use std::fs::File;
 use std::io::{BufRead, BufReader};

@@ -9,7 +9,6 @@ mod infer;
 pub mod kernels;
 mod loss;
 mod manifest;
-pub mod metrics;
 #[cfg(test)]
 mod parity;
 pub mod pct_net;

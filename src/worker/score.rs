@@ -3,8 +3,8 @@
 use serde_json::json;
 
 use super::{Failure, Outcome, Reporter, Worker};
+use crate::imaging::metrics;
 use crate::imaging::{Budget, read_label};
-use crate::model::metrics;
 use crate::project::requests::ScoreRequest;
 use crate::project::{Map, Tag};
 

@@ -6,6 +6,7 @@ mod support;
 
 mod cli_serve;
 mod convert;
+mod evaluate;
 mod faults;
 mod formats;
 mod infer;

@@ -6,10 +6,9 @@ use std::path::Path;
 use anyhow::Context;
 
 use super::studies::{Study, names};
-use crate::imaging::Volume;
 use crate::imaging::phantom::ORGANS;
 use crate::imaging::render::{Row, Window, overlay_png};
-use crate::model::metrics;
+use crate::imaging::{Volume, metrics};
 
 /// Dice per organ before and after, mean over the held-out studies.
 pub struct Scores {

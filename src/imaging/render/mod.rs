@@ -13,7 +13,7 @@ mod slice;
 use super::geometry::Geometry;
 use super::orientation;
 use super::volume::Volume;
-use canvas::Canvas;
+pub use canvas::Canvas;
 use legend::Legend;
 use slice::{Plane, mid_organ};
 
@@ -78,18 +78,38 @@ pub fn overlay_png(
     names: &[(u16, String)],
     window: Window,
 ) -> Result<Vec<u8>, RenderError> {
-    let Some(last) = rows.last() else {
+    let last = rows.last().ok_or(RenderError::NoRows)?;
+    overlay_png_at(scan, rows, last.label, names, window)
+}
+
+/// As [`overlay_png`], at the slices that show the most of `focus`, which is on the grid of the scan.
+///
+/// # Errors
+/// As [`overlay_png`].
+pub fn overlay_png_at(
+    scan: &Volume<f32>,
+    rows: &[Row<'_>],
+    focus: &Volume<u16>,
+    names: &[(u16, String)],
+    window: Window,
+) -> Result<Vec<u8>, RenderError> {
+    if rows.is_empty() {
         return Err(RenderError::NoRows);
+    }
+    let focus = Row {
+        title: "focus",
+        label: focus,
     };
     if let Some(row) = rows
         .iter()
+        .chain([&focus])
         .find(|row| !row.label.geometry.same_grid(&scan.geometry, 1e-2))
     {
         return Err(RenderError::Grid(row.title.to_owned()));
     }
     let turn = orientation::to_lps(&scan.geometry);
     let upright = turn.apply(scan);
-    let centre = mid_organ(&turn.apply(last.label));
+    let centre = mid_organ(&turn.apply(focus.label));
     let planes = planes(turn.target());
     let panel_height = planes.iter().map(|plane| plane.height).max().unwrap_or(1);
     let width = GAP + planes.iter().map(|plane| plane.width + GAP).sum::<usize>();

@@ -11,13 +11,13 @@ use burn::tensor::{Tensor, TensorData, backend::Backend};
 
 use super::augment;
 use super::data::{PreparedCase, TrainCase, ValidationCase, load, prepare_all};
+use crate::imaging::metrics;
 use crate::model::engine::{DeviceChoice, Engine, on_engine};
 use crate::model::error::ModelError;
 use crate::model::infer::{Forward, NetworkOn, segment};
 use crate::model::kernels::Kernels;
 use crate::model::loss::{Target, deep_supervised};
 use crate::model::manifest::{Manifest, ModelDescription, write_model};
-use crate::model::metrics;
 use crate::model::pct_net::{DropoutStream, Mode, PctNet};
 use crate::model::weights::{LoadReport, State, export, import};
 use crate::rng::Rng;
@@ -92,6 +92,8 @@ pub enum TrainEvent<'a> {
         steps: usize,
         /// Loss of this step.
         loss: f32,
+        /// Learning rate of this step.
+        learning_rate: f64,
         /// Steps a second, validation included.
         rate_hz: f64,
     },
@@ -246,6 +248,7 @@ impl<'a, B: Kernels> Trainer<'a, B> {
                 step: made,
                 steps: options.steps,
                 loss,
+                learning_rate: rate,
                 rate_hz,
             })
             .is_break();

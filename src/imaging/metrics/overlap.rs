@@ -1,4 +1,4 @@
-//! Agreement of two label maps.
+//! Overlap of two label maps.
 
 /// Dice coefficient of one class, `2|A∩B| / (|A| + |B|)`; `None` when it is in neither map, which is neither agreement
 /// nor error and must be counted apart.

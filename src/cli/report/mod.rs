@@ -1,0 +1,83 @@
+//! Report pages: one HTML file that needs nothing else, and its figure as PNG beside it.
+
+mod chart;
+mod comparison;
+mod figure;
+mod page;
+mod picture;
+mod training;
+mod worst;
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, bail};
+
+use super::Usage;
+use super::curve::Curve;
+use super::evaluate::{Evaluation, Files, Summary};
+use crate::imaging::whole_file;
+use figure::Figure;
+use page::Page;
+
+/// Writes the page of a training run; answers with the path of the PNG.
+///
+/// # Errors
+/// A path that is no HTML file or cannot be written.
+pub fn write_training(
+    path: &Path,
+    name: &str,
+    structures: &[String],
+    curve: &Curve,
+) -> anyhow::Result<PathBuf> {
+    let (page, figure) = training::page(name, structures, curve);
+    write(path, page, &figure)
+}
+
+/// Writes the page of an evaluation; answers with the path of the PNG. `images` is a folder with scans, for pictures of
+/// the worst cases.
+///
+/// # Errors
+/// A path that is no HTML file or cannot be written, scans that cannot be read or do not fit their labels.
+pub fn write_comparison(
+    path: &Path,
+    files: &Files,
+    images: Option<&Path>,
+    evaluation: &Evaluation,
+    summary: &Summary,
+) -> anyhow::Result<PathBuf> {
+    check(path)?;
+    let pictures = match images {
+        Some(images) => worst::pictures(files, images, evaluation, summary)?,
+        None => Vec::new(),
+    };
+    let (page, figure) = comparison::page(files, evaluation, summary, &pictures);
+    write(path, page, &figure)
+}
+
+/// Whether a report can have this path.
+///
+/// # Errors
+/// A name that does not end in .html.
+pub fn check(path: &Path) -> anyhow::Result<()> {
+    if path.extension().is_none_or(|extension| extension != "html") {
+        bail!(Usage(format!(
+            "--report {}: the name must end in .html",
+            path.display()
+        )));
+    }
+    Ok(())
+}
+
+fn write(path: &Path, page: Page, figure: &Figure) -> anyhow::Result<PathBuf> {
+    check(path)?;
+    let png = path.with_extension("png");
+    let picture = picture::png(figure)?;
+    for (path, bytes) in [
+        (&png, picture.as_slice()),
+        (&path.to_owned(), page.into_html().as_bytes()),
+    ] {
+        whole_file::write(path, |out| out.write_all(bytes))
+            .with_context(|| format!("cannot write {}", path.display()))?;
+    }
+    Ok(png)
+}
