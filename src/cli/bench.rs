@@ -65,9 +65,10 @@ pub fn run(args: BenchArgs) -> anyhow::Result<()> {
     let mut results = Vec::new();
     for patch in patches {
         for &work in &works {
-            let mut seconds =
-                measure(work, &config, patch, usize::from(args.repeats), args.device)?;
+            let runs = measure(work, &config, patch, usize::from(args.repeats), args.device)?;
+            let mut seconds: Vec<f64> = runs.iter().map(|run| run.seconds).collect();
             seconds.sort_by(f64::total_cmp);
+            let busy: Vec<f64> = runs.iter().map(|run| run.busy_seconds).collect();
             let name = match work {
                 Work::Forward => "forward",
                 Work::TrainingStep => "training step",
@@ -85,7 +86,7 @@ pub fn run(args: BenchArgs) -> anyhow::Result<()> {
             }
             results.push(json!({
                 "network": args.network, "work": name, "patch_zyx": patch, "seconds": seconds,
-                "median_seconds": median, "peak_memory_mib_so_far": peak_mib,
+                "busy_seconds": busy, "median_seconds": median, "peak_memory_mib_so_far": peak_mib,
             }));
         }
     }

@@ -13,7 +13,7 @@ use burn_flex::Flex;
 
 use super::convert::largest_difference;
 use super::loss::{Target, deep_supervised, dice_and_cross_entropy};
-use super::pct_net::{DropoutStream, Mode, PctNet, PctNetConfig};
+use super::pct_net::{DropoutStream, Mode, PctNet, PctNetConfig, Plan};
 use super::train::adam;
 use super::weights::{HostTensor, State, export, import, parse, read_checkpoint};
 
@@ -74,6 +74,16 @@ fn outputs_match(name: &str) {
         let worst = largest_difference(logits, &fixture.reference[&format!("logits{i}")]).unwrap();
         eprintln!("{name} output {i}: largest difference {worst:e}");
         assert!(worst <= 1e-4, "{name} output {i}: {worst}");
+    }
+    let input = &fixture.reference["input"];
+    if input.shape[0] == 1 {
+        let size = [input.shape[2], input.shape[3], input.shape[4]];
+        let logits = Plan::new(&net, input.shape[1], size).run(&input.values);
+        let shape = [1, fixture.config.class_num, size[0], size[1], size[2]];
+        let logits = Tensor::from_data(TensorData::new(logits, shape), &Default::default());
+        let worst = largest_difference(logits, &fixture.reference["logits0"]).unwrap();
+        eprintln!("{name} as inferred: largest difference {worst:e}");
+        assert!(worst <= 1e-4, "{name} as inferred: {worst}");
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::ops::ControlFlow;
 use std::path::Path;
+use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
 
 use burn::tensor::{Tensor, TensorData, backend::Backend};
@@ -13,7 +14,7 @@ use crate::model::engine::{DeviceChoice, Engine, on_engine};
 use crate::model::error::ModelError;
 use crate::model::kernels::Kernels;
 use crate::model::manifest::{Manifest, ModelDescription, Preprocessing};
-use crate::model::pct_net::{Mode, PctNet};
+use crate::model::pct_net::{Mode, PctNet, Plan};
 use crate::model::weights::{import, to_f32};
 
 /// A window whose every voxel is below this holds only air; it is background without asking the network.
@@ -40,21 +41,36 @@ pub struct Segmentation {
 
 /// The network on some device.
 pub(in crate::model) trait Forward: Send {
-    /// Logits `[classes, d, h, w]` of one patch `[1, d, h, w]`.
-    fn logits(&self, patch: Vec<f32>, size: [usize; 3]) -> Vec<f32>;
+    /// Logits `[classes, d, h, w]` of one patch `[1, d, h, w]` of the model's size.
+    fn logits(&self, patch: Vec<f32>) -> Vec<f32>;
 }
+
+/// The network on any device, layer by layer.
 
 pub(in crate::model) struct NetworkOn<B: Backend> {
     pub net: PctNet<B>,
     pub device: B::Device,
+    /// `[d, h, w]` of every patch.
+    pub patch: [usize; 3],
 }
 
 impl<B: Kernels> Forward for NetworkOn<B> {
-    fn logits(&self, patch: Vec<f32>, size: [usize; 3]) -> Vec<f32> {
-        let [d, h, w] = size;
+    fn logits(&self, patch: Vec<f32>) -> Vec<f32> {
+        let [d, h, w] = self.patch;
         let input =
             Tensor::<B, 5>::from_data(TensorData::new(patch, [1, 1, d, h, w]), &self.device);
         to_f32(self.net.forward_finest(input, Mode::Eval).into_data())
+    }
+}
+
+/// The network on the CPU, made ready for one patch size.
+struct Planned(Mutex<Plan>);
+
+impl Forward for Planned {
+    fn logits(&self, patch: Vec<f32>) -> Vec<f32> {
+        // A plan holds no state between runs, so one that a panic interrupted is as good as new.
+        let mut plan = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        plan.run(&patch)
     }
 }
 
@@ -80,7 +96,20 @@ impl Segmenter {
                 );
                 return Err(ModelError::bad(dir, reason));
             }
-            Box::new(NetworkOn { net, device })
+            // The file's tensors are not held beside the plan's.
+            drop(state);
+            match engine {
+                Engine::Cpu => {
+                    let plan = Plan::new(&net, manifest.network.in_chns, manifest.patch);
+                    Box::new(Planned(Mutex::new(plan)))
+                }
+                #[cfg(feature = "cuda")]
+                Engine::Cuda(_) => Box::new(NetworkOn {
+                    net,
+                    device,
+                    patch: manifest.patch,
+                }),
+            }
         });
         Ok(Self {
             manifest,
@@ -144,7 +173,7 @@ pub(in crate::model) fn segment(
         for (&y, &x) in ys.iter().flat_map(|y| xs.iter().map(move |x| (y, x))) {
             match cut(&prepared, [z, y, x], patch, air) {
                 Some(voxels) => {
-                    let logits = net.logits(voxels, patch);
+                    let logits = net.logits(voxels);
                     blend.add([z, y, x], patch, &logits, &weights);
                 }
                 None => skipped += 1,

@@ -88,6 +88,41 @@ impl<B: Kernels> Backward<B, 4> for BatchNormPrelu {
 }
 
 #[derive(Debug)]
+struct BatchNormConv;
+
+impl<B: Kernels> Backward<B, 6> for BatchNormConv {
+    /// The normalisation's, and the weight.
+    type State = (NormState<FloatTensor<B>>, NodeId);
+
+    fn backward(
+        self,
+        ops: Ops<Self::State, 6>,
+        grads: &mut Gradients,
+        checkpointer: &mut Checkpointer,
+    ) {
+        let grad = grads.consume::<B>(&ops.node);
+        let (state, weight) = ops.state;
+        let out = B::batch_norm_conv3d_grad(
+            checkpointer.retrieve_node_output(state.x),
+            state.mean,
+            state.variance,
+            checkpointer.retrieve_node_output(state.gamma),
+            checkpointer.retrieve_node_output(state.beta),
+            checkpointer.retrieve_node_output(state.slope),
+            checkpointer.retrieve_node_output(weight),
+            grad,
+        );
+        let norm = out.norm;
+        let values = [
+            norm.x, norm.gamma, norm.beta, norm.slope, out.weight, out.bias,
+        ];
+        for (node, value) in ops.parents.into_iter().zip(values) {
+            register::<B>(grads, node.map(|n| n.id), value);
+        }
+    }
+}
+
+#[derive(Debug)]
 struct LayerNorm;
 
 impl<B: Kernels> Backward<B, 3> for LayerNorm {
@@ -308,6 +343,43 @@ impl<B: Kernels, C: CheckpointStrategy> Kernels for Autodiff<B, C> {
                     mean: mean.clone(),
                     variance: variance.clone(),
                 };
+                prep.finish(state, y)
+            }
+            OpsKind::UnTracked(prep) => prep.finish(y),
+        };
+        (y, Self::from_inner(mean), Self::from_inner(variance))
+    }
+
+    fn batch_norm_conv3d(
+        x: FloatTensor<Self>,
+        gamma: FloatTensor<Self>,
+        beta: FloatTensor<Self>,
+        slope: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        bias: FloatTensor<Self>,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>) {
+        use burn::tensor::backend::AutodiffBackend;
+        let nodes = [&x, &gamma, &beta, &slope, &weight, &bias].map(|t| t.node.clone());
+        let (y, mean, variance) = B::batch_norm_conv3d(
+            x.primitive.clone(),
+            gamma.primitive.clone(),
+            beta.primitive.clone(),
+            slope.primitive.clone(),
+            weight.primitive.clone(),
+            bias.primitive,
+        );
+        let prepared = BatchNormConv.prepare::<C>(nodes).compute_bound().stateful();
+        let y = match prepared {
+            OpsKind::Tracked(mut prep) => {
+                let state = NormState {
+                    x: prep.checkpoint(&x),
+                    gamma: prep.checkpoint(&gamma),
+                    beta: prep.checkpoint(&beta),
+                    slope: prep.checkpoint(&slope),
+                    mean: mean.clone(),
+                    variance: variance.clone(),
+                };
+                let state = (state, prep.checkpoint(&weight));
                 prep.finish(state, y)
             }
             OpsKind::UnTracked(prep) => prep.finish(y),

@@ -6,8 +6,8 @@ use burn_flex::{Flex, FlexTensor};
 use super::cpu::dice_cross_entropy::dice_cross_entropy;
 use super::cpu::{batch_norm, conv3d, gelu, layer_norm, pool, tokens, upsample, window_attention};
 use super::{
-    AttentionLayout, DICE_SMOOTHING, Kernels, MASKED, NORM_EPSILON, NormPreluGrads, RowIndex,
-    VoxelLabels,
+    AttentionLayout, DICE_SMOOTHING, Kernels, MASKED, NORM_EPSILON, NormConvGrads, NormPreluGrads,
+    RowIndex, VoxelLabels,
 };
 
 /// A contiguous tensor whose values can be borrowed.
@@ -72,6 +72,15 @@ fn conv_shape(map: &[usize], weight: &[usize]) -> conv3d::Conv3dShape {
         height: map[3],
         width: map[4],
         kernel: [weight[2], weight[3], weight[4]],
+    }
+}
+
+fn norm<'a>(gamma: &'a Host, beta: &'a Host, slope: &Host) -> batch_norm::BatchNorm<'a> {
+    batch_norm::BatchNorm {
+        gamma: gamma.values(),
+        beta: beta.values(),
+        slope: slope.scalar(),
+        epsilon: NORM_EPSILON as f32,
     }
 }
 
@@ -152,12 +161,7 @@ impl Kernels for Flex {
         slope: FlexTensor,
     ) -> (FlexTensor, FlexTensor, FlexTensor) {
         let [x, gamma, beta, slope] = [x, gamma, beta, slope].map(Host::new);
-        let norm = batch_norm::BatchNorm {
-            gamma: gamma.values(),
-            beta: beta.values(),
-            slope: slope.scalar(),
-            epsilon: NORM_EPSILON as f32,
-        };
+        let norm = norm(&gamma, &beta, &slope);
         let (y, moments) = batch_norm::batch_norm_prelu(x.values(), norm, x.norm_shape());
         (
             tensor(y, &x.shape),
@@ -177,12 +181,7 @@ impl Kernels for Flex {
     ) -> NormPreluGrads<FlexTensor> {
         let [x, mean, variance, gamma, beta, slope, grad] =
             [x, mean, variance, gamma, beta, slope, grad].map(Host::new);
-        let norm = batch_norm::BatchNorm {
-            gamma: gamma.values(),
-            beta: beta.values(),
-            slope: slope.scalar(),
-            epsilon: NORM_EPSILON as f32,
-        };
+        let norm = norm(&gamma, &beta, &slope);
         let moments = batch_norm::Moments {
             mean: mean.values().to_vec(),
             var: variance.values().to_vec(),
@@ -195,6 +194,70 @@ impl Kernels for Flex {
             gamma: vector(out.dgamma),
             beta: vector(out.dbeta),
             slope: vector(vec![out.dslope]),
+        }
+    }
+
+    fn batch_norm_conv3d(
+        x: FlexTensor,
+        gamma: FlexTensor,
+        beta: FlexTensor,
+        slope: FlexTensor,
+        weight: FlexTensor,
+        bias: FlexTensor,
+    ) -> (FlexTensor, FlexTensor, FlexTensor) {
+        let [gamma, beta, slope] = [gamma, beta, slope].map(Host::new);
+        let x = Host::new(x);
+        let moments = batch_norm::moments(x.values(), x.norm_shape());
+        let (scale, shift) = batch_norm::fold(norm(&gamma, &beta, &slope), &moments);
+        let prologue = conv3d::Prologue {
+            scale: &scale,
+            shift: &shift,
+            slope: slope.scalar(),
+        };
+        let y = convolve(x.tensor, weight, bias, Some(prologue));
+        (y, vector(moments.mean), vector(moments.var))
+    }
+
+    fn batch_norm_conv3d_grad(
+        x: FlexTensor,
+        mean: FlexTensor,
+        variance: FlexTensor,
+        gamma: FlexTensor,
+        beta: FlexTensor,
+        slope: FlexTensor,
+        weight: FlexTensor,
+        grad: FlexTensor,
+    ) -> NormConvGrads<FlexTensor> {
+        let weight_shape = weight.layout().shape().to_vec();
+        let [x, mean, variance, gamma, beta, slope, grad] =
+            [x, mean, variance, gamma, beta, slope, grad].map(Host::new);
+        let moments = batch_norm::Moments {
+            mean: mean.values().to_vec(),
+            var: variance.values().to_vec(),
+        };
+        let (scale, shift) = batch_norm::fold(norm(&gamma, &beta, &slope), &moments);
+        let prologue = conv3d::Prologue {
+            scale: &scale,
+            shift: &shift,
+            slope: slope.scalar(),
+        };
+        let shape = conv_shape(&x.shape, &weight_shape);
+        let inputs = [(x.values(), shape.in_channels)];
+        let (weight_grad, bias) =
+            conv3d::conv3d_backward_weights(&inputs, grad.values(), Some(prologue), shape);
+        let grad = Self::same_conv3d_input_grad(weight, grad.tensor);
+        NormConvGrads {
+            norm: Self::batch_norm_prelu_grad(
+                x.tensor,
+                mean.tensor,
+                variance.tensor,
+                gamma.tensor,
+                beta.tensor,
+                slope.tensor,
+                grad,
+            ),
+            weight: tensor(weight_grad, &weight_shape),
+            bias: vector(bias),
         }
     }
 

@@ -18,6 +18,6 @@ pub mod plain;
 mod tests;
 
 pub use operations::{
-    AttentionLayout, Kernels, MASKED, NO_ROW, NormPreluGrads, RowIndex, VoxelLabels,
+    AttentionLayout, Kernels, MASKED, NO_ROW, NormConvGrads, NormPreluGrads, RowIndex, VoxelLabels,
 };
 pub(crate) use operations::{DICE_SMOOTHING, NORM_EPSILON, raw, wrap};

@@ -18,6 +18,16 @@ pub struct NormPreluGrads<F> {
     pub slope: F,
 }
 
+/// Gradients of [`Kernels::batch_norm_conv3d`].
+pub struct NormConvGrads<F> {
+    /// Of the normalisation and its activation.
+    pub norm: NormPreluGrads<F>,
+    /// Gradient of the convolution's weight.
+    pub weight: F,
+    /// Gradient of its bias, `[out]`.
+    pub bias: F,
+}
+
 /// What PCT-Net needs from a backend beyond burn's operations.
 pub trait Kernels: Backend {
     /// Convolution with stride 1 and zero padding that keeps the size; kernel sides are 1 or 3.
@@ -77,6 +87,35 @@ pub trait Kernels: Backend {
         grad: FloatTensor<Self>,
     ) -> NormPreluGrads<FloatTensor<Self>> {
         plain::batch_norm_prelu_grad::<Self>(x, mean, variance, gamma, beta, slope, grad)
+    }
+
+    /// [`Kernels::batch_norm_prelu`] and then [`Kernels::same_conv3d`]: the result, and the mean and variance of `x`.
+    /// What lies between is never kept for the backward pass.
+    fn batch_norm_conv3d(
+        x: FloatTensor<Self>,
+        gamma: FloatTensor<Self>,
+        beta: FloatTensor<Self>,
+        slope: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        bias: FloatTensor<Self>,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>) {
+        let (y, mean, variance) = Self::batch_norm_prelu(x, gamma, beta, slope);
+        (Self::same_conv3d(y, weight, bias), mean, variance)
+    }
+
+    /// Gradients of [`Kernels::batch_norm_conv3d`].
+    #[allow(clippy::too_many_arguments)] // exactly the operation's inputs, outputs and gradient
+    fn batch_norm_conv3d_grad(
+        x: FloatTensor<Self>,
+        mean: FloatTensor<Self>,
+        variance: FloatTensor<Self>,
+        gamma: FloatTensor<Self>,
+        beta: FloatTensor<Self>,
+        slope: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        grad: FloatTensor<Self>,
+    ) -> NormConvGrads<FloatTensor<Self>> {
+        plain::batch_norm_conv3d_grad::<Self>(x, mean, variance, gamma, beta, slope, weight, grad)
     }
 
     /// `prelu(x * scale[c] + shift[c])`: batch normalisation with running statistics, then PReLU.

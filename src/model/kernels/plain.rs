@@ -7,7 +7,10 @@ use burn::tensor::{
     ops::{ConvOptions, FloatTensor},
 };
 
-use super::{AttentionLayout, MASKED, NORM_EPSILON, NormPreluGrads, RowIndex, raw, wrap};
+use super::{
+    AttentionLayout, Kernels, MASKED, NORM_EPSILON, NormConvGrads, NormPreluGrads, RowIndex, raw,
+    wrap,
+};
 
 fn same_padding<B: Backend>(weight: &Tensor<B, 5>) -> ConvOptions<3> {
     let [_, _, kd, kh, kw] = weight.dims();
@@ -66,6 +69,31 @@ pub fn batch_norm_prelu<B: Backend>(
     let shift = wrap::<B, 1>(beta) - mean.clone() * scale.clone();
     let y = scale_prelu::<B>(raw(x), raw(scale), raw(shift), slope);
     (y, raw(mean), raw(variance))
+}
+
+/// See [`Kernels::batch_norm_conv3d_grad`]: what the convolution read is computed again.
+#[allow(clippy::too_many_arguments)] // the trait's signature
+pub fn batch_norm_conv3d_grad<B: Kernels>(
+    x: FloatTensor<B>,
+    mean: FloatTensor<B>,
+    variance: FloatTensor<B>,
+    gamma: FloatTensor<B>,
+    beta: FloatTensor<B>,
+    slope: FloatTensor<B>,
+    weight: FloatTensor<B>,
+    grad: FloatTensor<B>,
+) -> NormConvGrads<FloatTensor<B>> {
+    let deviation = (wrap::<B, 1>(variance.clone()) + NORM_EPSILON).sqrt();
+    let scale = wrap::<B, 1>(gamma.clone()) / deviation;
+    let shift = wrap::<B, 1>(beta.clone()) - wrap::<B, 1>(mean.clone()) * scale.clone();
+    let read = B::scale_prelu(x.clone(), raw(scale), raw(shift), slope.clone());
+    let (weight_grad, bias) = B::same_conv3d_weight_grad(read, weight.clone(), grad.clone());
+    let grad = B::same_conv3d_input_grad(weight, grad);
+    NormConvGrads {
+        norm: B::batch_norm_prelu_grad(x, mean, variance, gamma, beta, slope, grad),
+        weight: weight_grad,
+        bias,
+    }
 }
 
 /// See [`Kernels::batch_norm_prelu_grad`](super::Kernels::batch_norm_prelu_grad).

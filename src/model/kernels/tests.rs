@@ -109,6 +109,47 @@ fn normalisation_and_activation() {
 }
 
 #[test]
+fn normalisation_fused_with_a_convolution() {
+    for (kernel, slope) in [([3, 3, 3], 0.25), ([1, 3, 3], -0.5), ([1, 1, 1], 0.25)] {
+        let [kd, kh, kw] = kernel;
+        let (x, grad) = (random(1, [2, 9, 4, 8, 9]), random(2, [2, 10, 4, 8, 9]));
+        let (gamma, beta) = (random(3, [9]), random(4, [9]));
+        let slope = raw(Tensor::<Flex, 1>::from_floats([slope], &Default::default()));
+        let (w, bias) = (random(5, [10, 9, kd, kh, kw]), random(6, [10]));
+        let (y, mean, variance) = Flex::batch_norm_conv3d(
+            x.clone(),
+            gamma.clone(),
+            beta.clone(),
+            slope.clone(),
+            w.clone(),
+            bias.clone(),
+        );
+        let (a, m, v) =
+            plain::batch_norm_prelu::<Flex>(x.clone(), gamma.clone(), beta.clone(), slope.clone());
+        same::<5>(y, plain::same_conv3d::<Flex>(a, w.clone(), bias));
+        same::<1>(mean.clone(), m.clone());
+        same::<1>(variance.clone(), v.clone());
+        let ours = Flex::batch_norm_conv3d_grad(
+            x.clone(),
+            mean,
+            variance,
+            gamma.clone(),
+            beta.clone(),
+            slope.clone(),
+            w.clone(),
+            grad.clone(),
+        );
+        let want = plain::batch_norm_conv3d_grad::<Flex>(x, m, v, gamma, beta, slope, w, grad);
+        same::<5>(ours.norm.x, want.norm.x);
+        same::<1>(ours.norm.gamma, want.norm.gamma);
+        same::<1>(ours.norm.beta, want.norm.beta);
+        same::<1>(ours.norm.slope, want.norm.slope);
+        same::<5>(ours.weight, want.weight);
+        same::<1>(ours.bias, want.bias);
+    }
+}
+
+#[test]
 fn pools() {
     for depth in [true, false] {
         let x = random(1, [2, 3, 4, 6, 8]);

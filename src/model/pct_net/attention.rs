@@ -17,9 +17,9 @@ const MLP_RATIO: usize = 4;
 pub struct WindowAttention<B: Backend> {
     /// `[(2 * window - 1)^3, heads]`.
     relative_position_bias_table: Param<Tensor<B, 2>>,
-    qkv: Linear<B>,
-    proj: Linear<B>,
-    heads: usize,
+    pub(super) qkv: Linear<B>,
+    pub(super) proj: Linear<B>,
+    pub(super) heads: usize,
     window: usize,
 }
 
@@ -56,7 +56,7 @@ impl<B: Kernels> WindowAttention<B> {
     }
 
     /// Bias of each pair of tokens of a window of `side`^3: `[heads, tokens, tokens]`.
-    fn bias(&self, side: usize) -> Tensor<B, 3> {
+    pub(super) fn bias(&self, side: usize) -> Tensor<B, 3> {
         let tokens = side.pow(3);
         let table = self.relative_position_bias_table.val();
         let index = relative_position_index(side, self.window);
@@ -95,14 +95,16 @@ fn relative_position_index(side: usize, table_window: usize) -> Vec<i32> {
 
 /// How a map `[d, h, w]` is cut into windows of `window`^3 tokens, after padding with zeros to whole windows and rolling
 /// by `shift`.
-struct Windows {
+pub(super) struct Windows {
     /// Token of the map for each token of each window, windows first.
-    index: RowIndex,
+    pub index: RowIndex,
     /// Which side of the roll's cut each token of each window comes from; `None` without a roll. Tokens that are
     /// neighbours only because the map was rolled must not attend to each other.
-    regions: Option<Arc<[u8]>>,
+    pub regions: Option<Arc<[u8]>>,
     /// Windows of one map.
-    count: usize,
+    pub count: usize,
+    /// Side of a window.
+    pub side: usize,
 }
 
 impl Windows {
@@ -141,6 +143,7 @@ impl Windows {
             index: RowIndex::new(from, d * h * w),
             regions,
             count,
+            side: window,
         }
     }
 }
@@ -159,19 +162,18 @@ fn region(position: usize, size: usize, window: usize, shift: usize) -> u8 {
 /// One transformer block.
 #[derive(Module, Debug)]
 pub struct SwinBlock<B: Backend> {
-    norm1: LayerNorm<B>,
-    attn: WindowAttention<B>,
-    norm2: LayerNorm<B>,
-    mlp: Mlp<B>,
+    pub(super) norm1: LayerNorm<B>,
+    pub(super) attn: WindowAttention<B>,
+    pub(super) norm2: LayerNorm<B>,
+    pub(super) mlp: Mlp<B>,
     shifted: bool,
     dropout: f64,
     drop_path: f64,
 }
 
 impl<B: Kernels> SwinBlock<B> {
-    /// `x` is `[batch, tokens, channels]` of a map `map` `[d, h, w]`, tokens in that order.
-    fn forward(&self, x: Tensor<B, 3>, map: [usize; 3], mode: Mode) -> Tensor<B, 3> {
-        let [batch, _, channels] = x.dims();
+    /// How the block cuts a map `[d, h, w]`.
+    pub(super) fn windows(&self, map: [usize; 3]) -> Windows {
         let smallest = map.into_iter().min().unwrap_or(1);
         let window = self.attn.window.min(smallest);
         let shift = if self.shifted && smallest > self.attn.window {
@@ -179,7 +181,14 @@ impl<B: Kernels> SwinBlock<B> {
         } else {
             0
         };
-        let windows = Windows::new(map, window, shift);
+        Windows::new(map, window, shift)
+    }
+
+    /// `x` is `[batch, tokens, channels]` of a map `map` `[d, h, w]`, tokens in that order.
+    fn forward(&self, x: Tensor<B, 3>, map: [usize; 3], mode: Mode) -> Tensor<B, 3> {
+        let [batch, _, channels] = x.dims();
+        let windows = self.windows(map);
+        let window = windows.side;
 
         let y = B::gather_rows(raw(self.norm1.forward(x.clone())), &windows.index);
         let y = wrap::<B, 3>(y).reshape([batch * windows.count, window.pow(3), channels]);
@@ -199,7 +208,7 @@ impl<B: Kernels> SwinBlock<B> {
 /// The transformer branch's blocks.
 #[derive(Module, Debug)]
 pub struct SwinStage<B: Backend> {
-    blocks: Vec<SwinBlock<B>>,
+    pub(super) blocks: Vec<SwinBlock<B>>,
 }
 
 /// Shape of a [`ConvTrans`] block.
@@ -215,8 +224,8 @@ pub struct ConvTransConfig {
 /// Convolutions and attention side by side on the same features, summed.
 #[derive(Module, Debug)]
 pub struct ConvTrans<B: Backend> {
-    conv: ConvBlock<B>,
-    trans: SwinStage<B>,
+    pub(super) conv: ConvBlock<B>,
+    pub(super) trans: SwinStage<B>,
     dropout: f64,
 }
 

@@ -14,9 +14,9 @@ pub fn kernel(in_plane: bool) -> [usize; 3] {
 /// One pre-activated convolution.
 #[derive(Module, Debug)]
 pub struct PreConv<B: Backend> {
-    pre_norm: BatchNorm<B>,
-    pre_act: PRelu<B>,
-    pre_conv: Conv3d<B>,
+    pub(super) pre_norm: BatchNorm<B>,
+    pub(super) pre_act: PRelu<B>,
+    pub(super) pre_conv: Conv3d<B>,
 }
 
 impl<B: Kernels> PreConv<B> {
@@ -37,12 +37,12 @@ impl<B: Kernels> PreConv<B> {
 /// Two pre-activated convolutions with dropout before the second.
 #[derive(Module, Debug)]
 pub struct ConvBlock<B: Backend> {
-    first_norm: BatchNorm<B>,
-    first_act: PRelu<B>,
-    first_conv: Conv3d<B>,
-    second_norm: BatchNorm<B>,
-    second_act: PRelu<B>,
-    second_conv: Conv3d<B>,
+    pub(super) first_norm: BatchNorm<B>,
+    pub(super) first_act: PRelu<B>,
+    pub(super) first_conv: Conv3d<B>,
+    pub(super) second_norm: BatchNorm<B>,
+    pub(super) second_act: PRelu<B>,
+    pub(super) second_conv: Conv3d<B>,
     dropout: f64,
 }
 
@@ -64,14 +64,13 @@ impl<B: Kernels> ConvBlock<B> {
             .first_norm
             .forward_conv(x, &self.first_act, &self.first_conv, mode);
         match mode {
-            Mode::Eval => {
-                self.second_norm
-                    .forward_conv(x, &self.second_act, &self.second_conv, mode)
-            }
-            Mode::Train(_) => {
+            Mode::Train(_) if self.dropout > 0.0 => {
                 let x = self.second_norm.forward(x, &self.second_act, mode);
                 self.second_conv.forward(dropout(x, self.dropout, mode))
             }
+            _ => self
+                .second_norm
+                .forward_conv(x, &self.second_act, &self.second_conv, mode),
         }
     }
 }
@@ -79,8 +78,8 @@ impl<B: Kernels> ConvBlock<B> {
 /// Max pool, then a pre-activated convolution.
 #[derive(Module, Debug)]
 pub struct DownSample<B: Backend> {
-    conv: PreConv<B>,
-    pool_depth: bool,
+    pub(super) conv: PreConv<B>,
+    pub(super) pool_depth: bool,
 }
 
 impl<B: Kernels> DownSample<B> {
@@ -106,16 +105,16 @@ impl<B: Kernels> DownSample<B> {
 /// Pre-activated transposed convolution.
 #[derive(Module, Debug)]
 pub struct PreUp<B: Backend> {
-    pre_norm: BatchNorm<B>,
-    pre_act: PRelu<B>,
-    pre_up: ConvTranspose3d<B>,
+    pub(super) pre_norm: BatchNorm<B>,
+    pub(super) pre_act: PRelu<B>,
+    pub(super) pre_up: ConvTranspose3d<B>,
 }
 
 /// Upsampled coarse features joined to the finer ones, then a pre-activated convolution.
 #[derive(Module, Debug)]
 pub struct UpCat<B: Backend> {
-    up: PreUp<B>,
-    conv: PreConv<B>,
+    pub(super) up: PreUp<B>,
+    pub(super) conv: PreConv<B>,
 }
 
 impl<B: Kernels> UpCat<B> {

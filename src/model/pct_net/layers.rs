@@ -102,8 +102,8 @@ fn keep_mask(rng: &Rng, len: usize, keep: f64) -> Vec<f32> {
 /// 3D convolution, stride 1, size kept. Weight `[out, in, kd, kh, kw]`.
 #[derive(Module, Debug)]
 pub struct Conv3d<B: Backend> {
-    weight: Param<Tensor<B, 5>>,
-    bias: Param<Tensor<B, 1>>,
+    pub(super) weight: Param<Tensor<B, 5>>,
+    pub(super) bias: Param<Tensor<B, 1>>,
 }
 
 impl<B: Kernels> Conv3d<B> {
@@ -145,7 +145,7 @@ impl<B: Kernels> Conv3d<B> {
 /// PReLU with one slope for all channels.
 #[derive(Module, Debug)]
 pub struct PRelu<B: Backend> {
-    weight: Param<Tensor<B, 1>>,
+    pub(super) weight: Param<Tensor<B, 1>>,
 }
 
 impl<B: Backend> PRelu<B> {
@@ -160,16 +160,16 @@ impl<B: Backend> PRelu<B> {
 /// variance, as PyTorch does (burn's own takes the biased one).
 #[derive(Module, Debug)]
 pub struct BatchNorm<B: Backend> {
-    weight: Param<Tensor<B, 1>>,
-    bias: Param<Tensor<B, 1>>,
+    pub(super) weight: Param<Tensor<B, 1>>,
+    pub(super) bias: Param<Tensor<B, 1>>,
     running_mean: RunningState<Tensor<B, 1>>,
     running_var: RunningState<Tensor<B, 1>>,
 }
 
 /// Batch normalisation with running statistics as one multiply-add per channel.
-struct Affine<B: Backend> {
-    scale: Tensor<B, 1>,
-    shift: Tensor<B, 1>,
+pub(super) struct Affine<B: Backend> {
+    pub scale: Tensor<B, 1>,
+    pub shift: Tensor<B, 1>,
 }
 
 impl<B: Kernels> BatchNorm<B> {
@@ -182,7 +182,8 @@ impl<B: Kernels> BatchNorm<B> {
         }
     }
 
-    fn affine(&self) -> Affine<B> {
+    /// As one multiply-add, with the running statistics.
+    pub(super) fn affine(&self) -> Affine<B> {
         let scale = self.weight.val() / (self.running_var.value() + NORM_EPSILON).sqrt();
         let shift = self.bias.val() - self.running_mean.value() * scale.clone();
         Affine { scale, shift }
@@ -201,17 +202,14 @@ impl<B: Kernels> BatchNorm<B> {
                 ))
             }
             Mode::Train(_) => {
-                let [batch, _, depth, height, width] = x.dims();
-                let count = (batch * depth * height * width) as f64;
+                let count = voxels(&x);
                 let (y, mean, variance) = B::batch_norm_prelu(
                     raw(x),
                     raw(self.weight.val()),
                     raw(self.bias.val()),
                     raw(act.weight.val()),
                 );
-                let unbiased = wrap::<B, 1>(variance) * (count / (count - 1.0).max(1.0));
-                update(&self.running_mean, wrap(mean));
-                update(&self.running_var, unbiased);
+                self.observe(wrap(mean), wrap(variance), count);
                 wrap(y)
             }
         }
@@ -227,9 +225,36 @@ impl<B: Kernels> BatchNorm<B> {
     ) -> Tensor<B, 5> {
         match mode {
             Mode::Eval => conv.forward_activated(x, self.affine(), act),
-            Mode::Train(_) => conv.forward(self.forward(x, act, mode)),
+            Mode::Train(_) => {
+                let count = voxels(&x);
+                let (y, mean, variance) = B::batch_norm_conv3d(
+                    raw(x),
+                    raw(self.weight.val()),
+                    raw(self.bias.val()),
+                    raw(act.weight.val()),
+                    raw(conv.weight.val()),
+                    raw(conv.bias.val()),
+                );
+                self.observe(wrap(mean), wrap(variance), count);
+                wrap(y)
+            }
         }
     }
+
+    /// Takes the moments of a batch of `count` voxels (the variance biased) into the running ones.
+    fn observe(&self, mean: Tensor<B, 1>, variance: Tensor<B, 1>, count: f64) {
+        update(&self.running_mean, mean);
+        update(
+            &self.running_var,
+            variance * (count / (count - 1.0).max(1.0)),
+        );
+    }
+}
+
+/// Values of one channel over the batch.
+fn voxels<B: Backend>(x: &Tensor<B, 5>) -> f64 {
+    let [batch, _, depth, height, width] = x.dims();
+    (batch * depth * height * width) as f64
 }
 
 fn update<B: Backend>(running: &RunningState<Tensor<B, 1>>, newest: Tensor<B, 1>) {
@@ -241,8 +266,8 @@ fn update<B: Backend>(running: &RunningState<Tensor<B, 1>>, newest: Tensor<B, 1>
 /// a matrix product and a reshuffle. Weight `[in, out, kd, kh, kw]`.
 #[derive(Module, Debug)]
 pub struct ConvTranspose3d<B: Backend> {
-    weight: Param<Tensor<B, 5>>,
-    bias: Param<Tensor<B, 1>>,
+    pub(super) weight: Param<Tensor<B, 5>>,
+    pub(super) bias: Param<Tensor<B, 1>>,
 }
 
 impl<B: Kernels> ConvTranspose3d<B> {
@@ -275,8 +300,8 @@ impl<B: Kernels> ConvTranspose3d<B> {
 /// Fully connected layer. Weight `[out, in]`.
 #[derive(Module, Debug)]
 pub struct Linear<B: Backend> {
-    weight: Param<Tensor<B, 2>>,
-    bias: Param<Tensor<B, 1>>,
+    pub(super) weight: Param<Tensor<B, 2>>,
+    pub(super) bias: Param<Tensor<B, 1>>,
 }
 
 impl<B: Kernels> Linear<B> {
@@ -300,8 +325,8 @@ impl<B: Kernels> Linear<B> {
 /// Layer normalisation over the last axis.
 #[derive(Module, Debug)]
 pub struct LayerNorm<B: Backend> {
-    weight: Param<Tensor<B, 1>>,
-    bias: Param<Tensor<B, 1>>,
+    pub(super) weight: Param<Tensor<B, 1>>,
+    pub(super) bias: Param<Tensor<B, 1>>,
 }
 
 impl<B: Kernels> LayerNorm<B> {
@@ -325,8 +350,8 @@ impl<B: Kernels> LayerNorm<B> {
 /// Two fully connected layers with GELU (the exact one) between.
 #[derive(Module, Debug)]
 pub struct Mlp<B: Backend> {
-    fc1: Linear<B>,
-    fc2: Linear<B>,
+    pub(super) fc1: Linear<B>,
+    pub(super) fc2: Linear<B>,
 }
 
 impl<B: Kernels> Mlp<B> {

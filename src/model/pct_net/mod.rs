@@ -9,7 +9,10 @@ mod blocks;
 mod config;
 mod layers;
 mod net;
+mod plan;
+mod record;
 
 pub use config::{ConfigError, PctNetConfig};
 pub use layers::{DropoutStream, Mode};
 pub use net::PctNet;
+pub use plan::Plan;

@@ -115,63 +115,102 @@ impl<B: Kernels> PctNet<B> {
     /// - `x` `[batch, in_chns, depth, height, width]`, sides divisible by [`PctNetConfig::stride`]
     /// - output 0 `[batch, class_num, depth, height, width]`; the others at the network's next three resolutions
     pub fn forward(&self, x: Tensor<B, 5>, mode: Mode) -> [Tensor<B, 5>; 4] {
-        let (x0, x1, d3, d2) = self.features(x, mode);
-        let out3 = self.pyramid.out_conv3.forward(d3, mode);
-        let out2 = self.pyramid.out_conv2.forward(d2.clone(), mode);
-        let d1 = self.up_to_1(x1, d2, mode);
-        let out1 = self.head.out_conv1.forward(d1.clone(), mode);
-        [self.up_to_0(x0, d1, mode), out1, out2, out3]
+        let walk = &mut OnTensors(mode);
+        let (x0, x1, d3, d2) = self.features(walk, x);
+        let out3 = walk.pre_conv(d3, &self.pyramid.out_conv3);
+        let out2 = walk.pre_conv(d2.clone(), &self.pyramid.out_conv2);
+        let d1 = self.up_to_1(walk, x1, d2);
+        let out1 = walk.pre_conv(d1.clone(), &self.head.out_conv1);
+        [self.up_to_0(walk, x0, d1), out1, out2, out3]
     }
 
     /// Logits of the finest scale only, `[batch, class_num, depth, height, width]`.
     pub fn forward_finest(&self, x: Tensor<B, 5>, mode: Mode) -> Tensor<B, 5> {
-        let (x0, x1, _, d2) = self.features(x, mode);
-        let d1 = self.up_to_1(x1, d2, mode);
-        self.up_to_0(x0, d1, mode)
+        self.walk_finest(&mut OnTensors(mode), x)
+    }
+
+    /// From the image to the logits of the finest scale.
+    pub(super) fn walk_finest<W: Walk<B>>(&self, walk: &mut W, x: W::Map) -> W::Map {
+        let (x0, x1, _, d2) = self.features(walk, x);
+        let d1 = self.up_to_1(walk, x1, d2);
+        self.up_to_0(walk, x0, d1)
     }
 
     /// The two fine encoder maps and the two decoded coarse maps (level 3, level 2).
     #[allow(clippy::type_complexity)] // four feature maps of one pass
-    fn features(
-        &self,
-        x: Tensor<B, 5>,
-        mode: Mode,
-    ) -> (Tensor<B, 5>, Tensor<B, 5>, Tensor<B, 5>, Tensor<B, 5>) {
+    fn features<W: Walk<B>>(&self, walk: &mut W, x: W::Map) -> (W::Map, W::Map, W::Map, W::Map) {
         let embedding = &self.embedding;
-        let x0 = embedding.conv0.forward(embedding.proj.forward(x), mode);
-        let x1 = embedding
-            .conv1
-            .forward(embedding.down1.forward(x0.clone(), mode), mode);
-        let x2 = embedding.down2.forward(x1.clone(), mode);
+        let x0 = walk.conv(x, &embedding.proj);
+        let x0 = walk.block(x0, &embedding.conv0);
+        let x1 = walk.down(x0.clone(), &embedding.down1);
+        let x1 = walk.block(x1, &embedding.conv1);
+        let x2 = walk.down(x1.clone(), &embedding.down2);
 
         let pyramid = &self.pyramid;
-        let x2 = pyramid.convtrans_e2.forward(x2, mode);
-        let x3 = pyramid
-            .convtrans_e3
-            .forward(pyramid.down3.forward(x2.clone(), mode), mode);
-        let x4 = pyramid
-            .convtrans_e4
-            .forward(pyramid.down4.forward(x3.clone(), mode), mode);
-        let d3 = pyramid
-            .convtrans_d3
-            .forward(pyramid.up4.forward(x3, x4, mode), mode);
-        let d2 = pyramid
-            .convtrans_d2
-            .forward(pyramid.up3.forward(x2, d3.clone(), mode), mode);
+        let x2 = walk.stage(x2, &pyramid.convtrans_e2);
+        let x3 = walk.down(x2.clone(), &pyramid.down3);
+        let x3 = walk.stage(x3, &pyramid.convtrans_e3);
+        let x4 = walk.down(x3.clone(), &pyramid.down4);
+        let x4 = walk.stage(x4, &pyramid.convtrans_e4);
+        let d3 = walk.up(x3, x4, &pyramid.up4);
+        let d3 = walk.stage(d3, &pyramid.convtrans_d3);
+        let d2 = walk.up(x2, d3.clone(), &pyramid.up3);
+        let d2 = walk.stage(d2, &pyramid.convtrans_d2);
         (x0, x1, d3, d2)
     }
 
-    fn up_to_1(&self, x1: Tensor<B, 5>, d2: Tensor<B, 5>, mode: Mode) -> Tensor<B, 5> {
-        self.head
-            .conv1
-            .forward(self.head.up2.forward(x1, d2, mode), mode)
+    fn up_to_1<W: Walk<B>>(&self, walk: &mut W, x1: W::Map, d2: W::Map) -> W::Map {
+        let d1 = walk.up(x1, d2, &self.head.up2);
+        walk.block(d1, &self.head.conv1)
     }
 
-    fn up_to_0(&self, x0: Tensor<B, 5>, d1: Tensor<B, 5>, mode: Mode) -> Tensor<B, 5> {
-        let d0 = self
-            .head
-            .conv0
-            .forward(self.head.up1.forward(x0, d1, mode), mode);
-        self.head.out_conv0.forward(d0, mode)
+    fn up_to_0<W: Walk<B>>(&self, walk: &mut W, x0: W::Map, d1: W::Map) -> W::Map {
+        let d0 = walk.up(x0, d1, &self.head.up1);
+        let d0 = walk.block(d0, &self.head.conv0);
+        walk.pre_conv(d0, &self.head.out_conv0)
+    }
+}
+
+/// What goes through the network from layer to layer: computes it on tensors, or writes it down as a plan. The order of
+/// the layers stands in [`PctNet`] alone.
+pub(super) trait Walk<B: Kernels> {
+    /// A feature map.
+    type Map: Clone;
+    fn conv(&mut self, x: Self::Map, layer: &Conv3d<B>) -> Self::Map;
+    fn pre_conv(&mut self, x: Self::Map, layer: &PreConv<B>) -> Self::Map;
+    fn block(&mut self, x: Self::Map, layer: &ConvBlock<B>) -> Self::Map;
+    fn down(&mut self, x: Self::Map, layer: &DownSample<B>) -> Self::Map;
+    fn up(&mut self, fine: Self::Map, coarse: Self::Map, layer: &UpCat<B>) -> Self::Map;
+    fn stage(&mut self, x: Self::Map, layer: &ConvTrans<B>) -> Self::Map;
+}
+
+/// Computes at once; the way of training, and of every backend.
+struct OnTensors<'a>(Mode<'a>);
+
+impl<B: Kernels> Walk<B> for OnTensors<'_> {
+    type Map = Tensor<B, 5>;
+
+    fn conv(&mut self, x: Self::Map, layer: &Conv3d<B>) -> Self::Map {
+        layer.forward(x)
+    }
+
+    fn pre_conv(&mut self, x: Self::Map, layer: &PreConv<B>) -> Self::Map {
+        layer.forward(x, self.0)
+    }
+
+    fn block(&mut self, x: Self::Map, layer: &ConvBlock<B>) -> Self::Map {
+        layer.forward(x, self.0)
+    }
+
+    fn down(&mut self, x: Self::Map, layer: &DownSample<B>) -> Self::Map {
+        layer.forward(x, self.0)
+    }
+
+    fn up(&mut self, fine: Self::Map, coarse: Self::Map, layer: &UpCat<B>) -> Self::Map {
+        layer.forward(fine, coarse, self.0)
+    }
+
+    fn stage(&mut self, x: Self::Map, layer: &ConvTrans<B>) -> Self::Map {
+        layer.forward(x, self.0)
     }
 }

@@ -317,6 +317,7 @@ impl<'a, B: Kernels> Trainer<'a, B> {
         let net = NetworkOn {
             net: self.net.valid(),
             device: self.device.clone(),
+            patch: self.request.model.patch,
         };
         let description = &self.request.model;
         let between = &mut || on(TrainEvent::Between);

@@ -49,6 +49,15 @@ fn normal<const FMA: bool>(x: f32) -> (f32, f32) {
 }
 
 per_isa! {
+    /// GELU of values in place.
+    pub fn gelu_in_place(values: &mut [f32]) {
+        for value in values {
+            *value *= normal::<FMA>(*value).0;
+        }
+    }
+}
+
+per_isa! {
     fn forward(x: &[f32], y: &mut [f32]) {
         for (y, &x) in y.iter_mut().zip(x) {
             *y = x * normal::<FMA>(x).0;

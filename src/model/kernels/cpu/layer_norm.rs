@@ -8,6 +8,9 @@ use rayon::prelude::*;
 /// Rows whose parameter gradients are summed in `f32` by one task; part of the rounding of the result.
 const ROWS: usize = 128;
 
+/// Columns that one task normalises: a few kilobytes per row, so that all rows stay in a second-level cache.
+const COLUMNS: usize = 128;
+
 /// `gamma * (x - mean) / sqrt(var + epsilon) + beta` per row of `gamma.len()` values; `x`: `[rows, dim]`.
 pub fn layer_norm(x: &[f32], gamma: &[f32], beta: &[f32], epsilon: f32) -> Vec<f32> {
     layer_norm_on(Isa::best(), x, gamma, beta, epsilon)
@@ -32,6 +35,59 @@ fn layer_norm_on(isa: Isa, x: &[f32], gamma: &[f32], beta: &[f32], epsilon: f32)
                 y,
             )
         })
+    }
+}
+
+/// [`layer_norm`] of the columns of `x` `[dim, columns]`, into `y` of the same shape: tokens as voxels of a feature map.
+pub fn layer_norm_columns(x: &[f32], gamma: &[f32], beta: &[f32], epsilon: f32, y: &mut [f32]) {
+    let (isa, dim) = (Isa::best(), gamma.len());
+    assert!(
+        beta.len() == dim && dim > 0 && x.len().is_multiple_of(dim) && x.len() == y.len(),
+        "layer norm: {} values for columns of {dim}",
+        x.len()
+    );
+    let columns = x.len() / dim;
+    let y = Output::over(y);
+    (0..columns.div_ceil(COLUMNS))
+        .into_par_iter()
+        .for_each(|task| {
+            let from = task * COLUMNS;
+            let len = COLUMNS.min(columns - from);
+            let row = |c: usize| &x[c * columns + from..][..len];
+            let (mut mean, mut scale) = ([0f32; COLUMNS], [0f32; COLUMNS]);
+            (0..dim).for_each(|c| add_row(isa, row(c), &mut mean));
+            mean.iter_mut().for_each(|sum| *sum /= dim as f32);
+            (0..dim).for_each(|c| add_squares(isa, row(c), &mean, &mut scale));
+            for sum in &mut scale {
+                *sum = 1.0 / (*sum / dim as f32 + epsilon).sqrt();
+            }
+            for c in 0..dim {
+                // SAFETY: each task has its own columns.
+                let y = unsafe { y.slice(c * columns + from, len) };
+                normalise_row(isa, row(c), &mean, &scale, gamma[c], beta[c], y);
+            }
+        });
+}
+
+per_isa! {
+    fn add_row(x: &[f32], sum: &mut [f32]) {
+        sum.iter_mut().zip(x).for_each(|(sum, x)| *sum += x);
+    }
+}
+
+per_isa! {
+    fn add_squares(x: &[f32], mean: &[f32], sum: &mut [f32]) {
+        for ((sum, x), mean) in sum.iter_mut().zip(x).zip(mean) {
+            *sum += (x - mean) * (x - mean);
+        }
+    }
+}
+
+per_isa! {
+    fn normalise_row(x: &[f32], mean: &[f32], scale: &[f32], gamma: f32, beta: f32, y: &mut [f32]) {
+        for (((y, x), mean), scale) in y.iter_mut().zip(x).zip(mean).zip(scale) {
+            *y = (x - mean) * scale * gamma + beta;
+        }
     }
 }
 
@@ -141,6 +197,7 @@ per_isa! {
 #[cfg(test)]
 mod tests {
     use super::super::testing::{noise, relative_error};
+    use super::super::tokens::transpose;
     use super::*;
     use proptest::prelude::*;
 
@@ -195,6 +252,20 @@ mod tests {
         fn matches_the_definition(rows in 1usize..300, dim in 1usize..100, seed in 0u64..1000) {
             for isa in Isa::available() {
                 check(isa, rows, dim, seed);
+            }
+        }
+    }
+
+    #[test]
+    fn columns_are_rows_turned() {
+        for (dim, columns) in [(5, 3), (128, 300), (33, 128)] {
+            let (gamma, beta) = (noise(2, dim), noise(3, dim));
+            let x = noise(1, dim * columns);
+            let want = layer_norm(&transpose(&x, dim, columns), &gamma, &beta, 1e-5);
+            let mut got = vec![f32::NAN; x.len()];
+            layer_norm_columns(&x, &gamma, &beta, 1e-5, &mut got);
+            for (got, want) in transpose(&got, dim, columns).iter().zip(&want) {
+                assert!((got - want).abs() < 1e-5, "{got}, not {want}");
             }
         }
     }

@@ -22,4 +22,4 @@ pub mod tokens;
 pub mod upsample;
 pub mod window_attention;
 
-pub use simd::Isa;
+pub use simd::{Isa, zeroed};

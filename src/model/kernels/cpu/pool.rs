@@ -40,6 +40,46 @@ pub fn max_pool(x: &[f32], shape: PoolShape) -> (Vec<f32>, Vec<u8>) {
     max_pool_on(Isa::best(), x, shape)
 }
 
+/// The maxima alone, into a buffer `[volumes, output]`.
+pub fn max_pool_into(x: &[f32], shape: PoolShape, y: &mut [f32]) {
+    assert_eq!(x.len(), shape.input_len(), "max pool: length of the input");
+    let [depth, height, width] = shape.output();
+    let (isa, plane) = (Isa::best(), shape.output_plane());
+    assert_eq!(
+        y.len(),
+        shape.volumes * depth * plane,
+        "max pool: length of the output"
+    );
+    y.par_chunks_mut(plane.max(1))
+        .enumerate()
+        .for_each(|(index, y)| {
+            let z = (index / depth * shape.depth + index % depth * shape.planes()) * shape.height;
+            for (row, y) in y.chunks_exact_mut(width.max(1)).enumerate().take(height) {
+                let input = |dz: usize, dy: usize| {
+                    &x[(z + dz * shape.height + 2 * row + dy) * shape.width..][..2 * width]
+                };
+                maxima(isa, [input(0, 0), input(0, 1)], false, y);
+                if shape.pool_depth {
+                    maxima(isa, [input(1, 0), input(1, 1)], true, y);
+                }
+            }
+        });
+}
+
+per_isa! {
+    /// Takes two rows into the maxima `y`; `more`: they already hold some.
+    fn maxima(rows: [&[f32]; 2], more: bool, y: &mut [f32]) {
+        let [upper, lower] = rows.map(|r| r.as_chunks::<2>().0);
+        for ((y, a), b) in y.iter_mut().zip(upper).zip(lower) {
+            let mut top = if more { *y } else { a[0] };
+            for value in [a[0], a[1], b[0], b[1]] {
+                top = if (value > top) | value.is_nan() { value } else { top };
+            }
+            *y = top;
+        }
+    }
+}
+
 fn max_pool_on(isa: Isa, x: &[f32], shape: PoolShape) -> (Vec<f32>, Vec<u8>) {
     assert_eq!(x.len(), shape.input_len(), "max pool: length of the input");
     let [depth, height, width] = shape.output();
@@ -199,5 +239,25 @@ mod tests {
         let (y, places) = max_pool(&[1.0, 2.0, f32::NAN, 9.0, 3.0, 4.0, f32::NAN, 5.0], shape);
         assert!(y[0].is_nan());
         assert_eq!(places, [2]);
+    }
+
+    #[test]
+    fn the_maxima_alone_are_the_same() {
+        for pool_depth in [false, true] {
+            let shape = PoolShape {
+                volumes: 3,
+                depth: 5,
+                height: 6,
+                width: 37,
+                pool_depth,
+            };
+            let mut x = noise(4, shape.input_len());
+            x[17] = f32::NAN;
+            let (want, _) = max_pool(&x, shape);
+            let mut got = vec![0.0; want.len()];
+            max_pool_into(&x, shape, &mut got);
+            let same = |(a, b): (&f32, &f32)| a == b || a.is_nan() && b.is_nan();
+            assert!(got.iter().zip(&want).all(same));
+        }
     }
 }

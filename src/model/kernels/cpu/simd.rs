@@ -2,6 +2,7 @@
 
 use rayon::prelude::*;
 use std::cell::RefCell;
+use std::marker::PhantomData;
 
 /// An instruction set that this machine has been seen to support. It can only be obtained from [`Isa::best`] or [`Isa::available`], so holding
 /// one is the proof that the code compiled for it may run.
@@ -211,21 +212,37 @@ macro_rules! per_isa {
 pub(super) use per_isa;
 
 /// A buffer that the tasks of one kernel write in disjoint parts. It is never zeroed: whoever calls [`Output::finish`] vouches that all was written.
-pub(super) struct Output {
+pub(super) struct Output<'a> {
     data: Vec<f32>,
     len: usize,
     start: *mut f32,
+    borrowed: PhantomData<&'a mut [f32]>,
 }
 
 // SAFETY: only the raw parts are shared, through `slice`, whose contract forbids overlapping use.
-unsafe impl Sync for Output {}
+unsafe impl Sync for Output<'_> {}
 
-impl Output {
+impl<'a> Output<'a> {
+    /// Parts of a buffer that the caller keeps. [`Output::finish`] gives nothing then.
+    pub(super) fn over(buffer: &'a mut [f32]) -> Self {
+        Self {
+            data: Vec::new(),
+            len: buffer.len(),
+            start: buffer.as_mut_ptr(),
+            borrowed: PhantomData,
+        }
+    }
+
     pub(super) fn new(len: usize) -> Self {
         let mut data = Vec::with_capacity(len);
         let start: *mut f32 = data.as_mut_ptr();
         prefer_huge_pages(start.cast(), len * size_of::<f32>());
-        Self { data, len, start }
+        Self {
+            data,
+            len,
+            start,
+            borrowed: PhantomData,
+        }
     }
 
     /// A part of the buffer, to be written before it is read.
@@ -241,6 +258,16 @@ impl Output {
         );
         // SAFETY: inside the allocation by the assertion, and exclusive by the contract. Every bit pattern is a float.
         unsafe { std::slice::from_raw_parts_mut(self.start.add(from), len) }
+    }
+
+    /// Writes one element.
+    ///
+    /// # Safety
+    /// Nobody else reads or writes it at the same time.
+    pub(super) unsafe fn set(&self, at: usize, value: f32) {
+        assert!(at < self.len, "kernel output: {at} is beyond {}", self.len);
+        // SAFETY: inside the allocation by the assertion, and exclusive by the contract.
+        unsafe { self.start.add(at).write(value) }
     }
 
     /// A buffer whose parts of `chunk` elements (the last one may be shorter) are written in parallel by `write(index of the part, part)`.
@@ -267,9 +294,16 @@ impl Output {
     /// Every element was written.
     pub(super) unsafe fn finish(mut self) -> Vec<f32> {
         // SAFETY: the capacity is `len` and the elements are written, by the contract.
-        unsafe { self.data.set_len(self.len) };
+        unsafe { self.data.set_len(self.len.min(self.data.capacity())) };
         self.data
     }
+}
+
+/// A zeroed buffer in huge pages where the system has them; nothing of it is touched yet.
+pub fn zeroed(len: usize) -> Vec<f32> {
+    let mut data = vec![0.0f32; len];
+    prefer_huge_pages(data.as_mut_ptr().cast(), len * size_of::<f32>());
+    data
 }
 
 /// Asks the system for huge pages in a large new buffer: it is then handed over in hundreds of faults instead of hundreds of thousands, and the

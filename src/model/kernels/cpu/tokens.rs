@@ -109,10 +109,23 @@ pub fn blocks_to_space(
     map: [usize; 3],
     bias: &[f32],
 ) -> Vec<f32> {
+    let mut y = vec![0f32; x.len()];
+    blocks_to_space_into(x, out, kernel, map, bias, &mut y);
+    y
+}
+
+/// [`blocks_to_space`] into a buffer as long as `x`.
+pub fn blocks_to_space_into(
+    x: &[f32],
+    out: usize,
+    kernel: [usize; 3],
+    map: [usize; 3],
+    bias: &[f32],
+    y: &mut [f32],
+) {
     let [kd, kh, kw] = kernel;
     let [d, h, w] = map;
     let (voxels, taps) = (d * h * w, kd * kh * kw);
-    let mut y = vec![0f32; x.len()];
     y.par_chunks_mut(kh * h * kw * w)
         .enumerate()
         .for_each(|(plane, y)| {
@@ -129,7 +142,6 @@ pub fn blocks_to_space(
                 }
             }
         });
-    y
 }
 
 /// The adjoint of [`blocks_to_space`] without its bias.

@@ -9,6 +9,10 @@ use super::simd::{Output, per_isa, ranges, with_scratch};
 use super::softmax::largest;
 use rayon::prelude::*;
 
+mod in_map;
+
+pub use in_map::{AttentionMap, window_attention_in_map};
+
 /// Parts into which the windows are cut for the gradient of the bias; part of its rounding.
 const PARTS: usize = 8;
 

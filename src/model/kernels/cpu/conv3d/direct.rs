@@ -189,6 +189,7 @@ impl Job<'_> {
                         to.copy_from_slice(&from[..width]);
                     }
                 }
+                self.finish(sample, channel, (z * height + y.start) * width, to);
             }
         }
     }

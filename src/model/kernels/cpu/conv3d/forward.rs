@@ -1,9 +1,10 @@
 //! The convolution: what to read and write, and its tasks.
 
 use super::super::simd::{Output, ranges};
+use super::super::{gelu, simd::per_isa};
 use super::load::Sources;
 use super::plan::Plan;
-use super::{Conv3dShape, PackedWeights, Prologue};
+use super::{Conv3dShape, Epilogue, PackedWeights, Prologue};
 use rayon::prelude::*;
 
 /// `y = conv(prologue(x)) + bias`, `[batch, out_channels, depth, height, width]`.
@@ -17,16 +18,40 @@ pub fn conv3d_forward(
     prologue: Option<Prologue<'_>>,
     shape: Conv3dShape,
 ) -> Vec<f32> {
+    let outputs = Outputs::new(shape, &[shape.out_channels]);
     convolve(
         inputs,
         weights,
         bias,
         prologue,
+        Epilogue::default(),
         shape,
-        &[shape.out_channels],
-    )
-    .pop()
-    .unwrap_or_default()
+        &outputs,
+    );
+    // SAFETY: `convolve` writes every output.
+    unsafe { outputs.finish() }.pop().unwrap_or_default()
+}
+
+/// [`conv3d_forward`] and then `epilogue`, into a buffer of the length of the result.
+pub fn conv3d_forward_into(
+    inputs: &[(&[f32], usize)],
+    weights: &PackedWeights,
+    bias: &[f32],
+    prologue: Option<Prologue<'_>>,
+    epilogue: Epilogue<'_>,
+    shape: Conv3dShape,
+    to: &mut [f32],
+) {
+    let outputs = Outputs::over(shape, to);
+    convolve(
+        inputs,
+        weights,
+        Some(bias),
+        prologue,
+        epilogue,
+        shape,
+        &outputs,
+    );
 }
 
 /// The gradient of the input, one tensor `[batch, channels, depth, height, width]` per entry of `split` (channels of each source).
@@ -44,25 +69,54 @@ pub fn conv3d_backward_data(
         out_channels: shape.in_channels,
         ..shape
     };
+    let outputs = Outputs::new(transposed, split);
     convolve(
         &[(dy, shape.out_channels)],
         weights,
         None,
         None,
+        Epilogue::default(),
         transposed,
-        split,
-    )
+        &outputs,
+    );
+    // SAFETY: `convolve` writes every output.
+    unsafe { outputs.finish() }
 }
 
 /// Output channels in several tensors.
-pub struct Outputs {
-    tensors: Vec<Output>,
+pub struct Outputs<'a> {
+    tensors: Vec<Output<'a>>,
     /// Per channel: its tensor, channels of that tensor, channel in it.
     channels: Vec<(usize, usize, usize)>,
     voxels: usize,
 }
 
-impl Outputs {
+impl<'a> Outputs<'a> {
+    fn over(shape: Conv3dShape, to: &'a mut [f32]) -> Self {
+        assert_eq!(
+            to.len(),
+            shape.batch * shape.out_channels * shape.voxels(),
+            "conv3d: length of the output"
+        );
+        Self {
+            tensors: vec![Output::over(to)],
+            channels: (0..shape.out_channels)
+                .map(|channel| (0, shape.out_channels, channel))
+                .collect(),
+            voxels: shape.voxels(),
+        }
+    }
+
+    /// # Safety
+    /// Every element was written.
+    unsafe fn finish(self) -> Vec<Vec<f32>> {
+        self.tensors
+            .into_iter()
+            // SAFETY: by the contract of this function.
+            .map(|tensor| unsafe { tensor.finish() })
+            .collect()
+    }
+
     fn new(shape: Conv3dShape, split: &[usize]) -> Self {
         assert_eq!(
             split.iter().sum::<usize>(),
@@ -106,9 +160,10 @@ fn convolve(
     weights: &PackedWeights,
     bias: Option<&[f32]>,
     prologue: Option<Prologue<'_>>,
+    epilogue: Epilogue<'_>,
     shape: Conv3dShape,
-    split: &[usize],
-) -> Vec<Vec<f32>> {
+    outputs: &Outputs<'_>,
+) {
     assert_eq!(
         (weights.in_channels, weights.out_channels, weights.kernel),
         (shape.in_channels, shape.out_channels, shape.kernel),
@@ -126,9 +181,15 @@ fn convolve(
         assert_eq!(bias.len(), shape.out_channels, "conv3d: length of the bias");
         start[..bias.len()].copy_from_slice(bias);
     }
-    let outputs = Outputs::new(shape, split);
+    if let Some(residual) = epilogue.residual {
+        assert_eq!(
+            residual.len(),
+            shape.batch * shape.out_channels * shape.voxels(),
+            "conv3d: length of the residual"
+        );
+    }
     if shape.in_channels == 0 {
-        fill_with_bias(&outputs, &start, shape);
+        fill_with_bias(outputs, &start, shape);
     } else if shape.batch * shape.voxels() > 0 {
         let plan = Plan::new(
             shape,
@@ -143,7 +204,8 @@ fn convolve(
             prologue,
             shape,
             plan,
-            outputs: &outputs,
+            epilogue,
+            outputs,
         };
         let mut tasks = Vec::new();
         for sample in 0..shape.batch {
@@ -162,15 +224,9 @@ fn convolve(
                 Some(winograd) => job.winograd_tile(winograd, sample, z, y, blocks),
             });
     }
-    // SAFETY: the tasks cover every sample, row and output channel.
-    outputs
-        .tensors
-        .into_iter()
-        .map(|tensor| unsafe { tensor.finish() })
-        .collect()
 }
 
-fn fill_with_bias(outputs: &Outputs, bias: &[f32], shape: Conv3dShape) {
+fn fill_with_bias(outputs: &Outputs<'_>, bias: &[f32], shape: Conv3dShape) {
     for sample in 0..shape.batch {
         for (channel, &bias) in bias.iter().enumerate().take(shape.out_channels) {
             // SAFETY: one slice at a time.
@@ -188,5 +244,25 @@ pub struct Job<'a> {
     pub prologue: Option<Prologue<'a>>,
     pub shape: Conv3dShape,
     pub plan: Plan,
-    pub outputs: &'a Outputs,
+    pub epilogue: Epilogue<'a>,
+    pub outputs: &'a Outputs<'a>,
+}
+
+impl Job<'_> {
+    /// Applies the epilogue to finished output of a channel, `from` voxels after its first.
+    pub fn finish(&self, sample: usize, channel: usize, from: usize, values: &mut [f32]) {
+        if self.epilogue.gelu {
+            gelu::gelu_in_place(self.weights.isa, values);
+        }
+        if let Some(residual) = self.epilogue.residual {
+            let at = (sample * self.shape.out_channels + channel) * self.shape.voxels() + from;
+            add(self.weights.isa, values, &residual[at..][..values.len()]);
+        }
+    }
+}
+
+per_isa! {
+    fn add(values: &mut [f32], more: &[f32]) {
+        values.iter_mut().zip(more).for_each(|(v, m)| *v += m);
+    }
 }

@@ -14,7 +14,7 @@ mod weight_gradient_winograd;
 mod winograd;
 mod winograd_tile;
 
-pub use forward::{conv3d_backward_data, conv3d_forward};
+pub use forward::{conv3d_backward_data, conv3d_forward, conv3d_forward_into};
 pub use packed::PackedWeights;
 pub use weight_gradient::conv3d_backward_weights;
 
@@ -57,6 +57,15 @@ impl Conv3dShape {
         );
         self.kernel.map(|k| k / 2)
     }
+}
+
+/// What is applied to the result while it is written: `gelu(y)` and then `y + residual`. The default does nothing.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Epilogue<'a> {
+    /// Whether GELU follows.
+    pub gelu: bool,
+    /// Of the length of the result.
+    pub residual: Option<&'a [f32]>,
 }
 
 /// What is applied to the input while it is read, before the padding: `prelu(x * scale[c] + shift[c])` with one slope for all channels.

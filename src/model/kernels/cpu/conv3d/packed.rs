@@ -21,11 +21,25 @@ pub struct PackedWeights {
 /// Below so many output voxels the transform of the weights, or reading the longer result, costs more than the saved products.
 const WINOGRAD_VOXELS: usize = 256;
 const WINOGRAD_CHANNELS: usize = 8;
+/// Pairs of channels per voxel above which the memory of kept weights counts more than the saved products.
+const WEIGHTS_PER_VOXEL: usize = 128;
 
 impl PackedWeights {
     /// From weights `[out, in, kz, ky, kx]`, for the forward convolution of `shape`.
     pub fn forward(weights: &[f32], shape: Conv3dShape) -> Self {
         Self::forward_on(Isa::best(), pays(shape, WINOGRAD_VOXELS), weights, shape)
+    }
+
+    /// As [`Self::forward`], for weights that are kept between calls: transformed weights are longer, so where many of them serve few voxels
+    /// they stay as they are.
+    pub fn to_keep(weights: &[f32], shape: Conv3dShape) -> Self {
+        let many = shape.in_channels * shape.out_channels > WEIGHTS_PER_VOXEL * shape.voxels();
+        Self::forward_on(
+            Isa::best(),
+            pays(shape, WINOGRAD_VOXELS) && !many,
+            weights,
+            shape,
+        )
     }
 
     /// From the same weights `[out, in, kz, ky, kx]`, for the gradient of the input: `shape` is that of the forward convolution.

@@ -241,3 +241,34 @@ fn threads_do_not_change_the_result() {
     };
     assert_eq!(run(1), run(5));
 }
+
+#[test]
+fn what_is_fused_into_the_store() {
+    for (kernel, channels, width) in [([3, 3, 3], 12, 19), ([1, 3, 3], 9, 16), ([1, 1, 1], 5, 8)] {
+        let shape = Conv3dShape {
+            batch: 2,
+            in_channels: channels,
+            out_channels: 13,
+            depth: 5,
+            height: 7,
+            width,
+            kernel,
+        };
+        let x = noise(1, shape.batch * channels * shape.voxels());
+        let (weights, bias) = (noise(2, shape.weights()), noise(3, 13));
+        let packed = PackedWeights::to_keep(&weights, shape);
+        let inputs = [(&x[..], channels)];
+        let plain = conv3d_forward(&inputs, &packed, Some(&bias), None, shape);
+        let residual = noise(4, plain.len());
+        let want = super::super::gelu::gelu(&plain);
+        let mut got = vec![f32::NAN; plain.len()];
+        let epilogue = Epilogue {
+            gelu: true,
+            residual: Some(&residual),
+        };
+        conv3d_forward_into(&inputs, &packed, &bias, None, epilogue, shape, &mut got);
+        for ((got, want), residual) in got.iter().zip(&want).zip(&residual) {
+            assert!((got - want - residual).abs() < 1e-5, "{kernel:?}: {got}");
+        }
+    }
+}

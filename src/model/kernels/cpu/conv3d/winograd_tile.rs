@@ -134,6 +134,7 @@ impl Job<'_> {
         let row = width + self.shape.kernel[2] / 2;
         let first = block * rows;
         let mut to = Vec::with_capacity(tile_z * tile_y);
+        let epilogue = self.epilogue.gelu || self.epilogue.residual.is_some();
         for (i, channel) in (first..self.shape.out_channels.min(first + rows)).enumerate() {
             for tile in 0..z.len().div_ceil(tile_z) * tiles_y {
                 to.clear();
@@ -166,6 +167,17 @@ impl Job<'_> {
                         width,
                     )
                 };
+                if !epilogue {
+                    continue;
+                }
+                for z_row in (z.start + tile / tiles_y * tile_z..z.end).take(tile_z) {
+                    for y_row in (y.start + tile % tiles_y * tile_y..y.end).take(tile_y) {
+                        let from = (z_row * height + y_row) * width;
+                        // SAFETY: as above; the pointers are not used any more.
+                        let row = unsafe { self.outputs.voxels(sample, channel, from, width) };
+                        self.finish(sample, channel, from, row);
+                    }
+                }
             }
         }
     }

@@ -1,4 +1,5 @@
 use super::super::testing::{noise, relative_error};
+use super::super::tokens::EMPTY;
 use super::*;
 use proptest::prelude::*;
 
@@ -94,5 +95,83 @@ fn matches_the_definition_in_a_window_of_216() {
             true,
             3,
         );
+    }
+}
+
+/// From maps: the same as from rows, where tokens outside the map have one fixed value.
+#[test]
+fn attention_in_a_map() {
+    for (isa, (windows, heads, tokens, dim)) in Isa::available().into_iter().flat_map(|isa| {
+        [(3, 2, 27, 5), (1, 1, 8, 16), (4, 3, 64, 7), (2, 4, 216, 12)].map(|s| (isa, s))
+    }) {
+        let shape = AttentionShape {
+            windows,
+            heads,
+            tokens,
+            dim,
+        };
+        let slots = windows * tokens;
+        // Every fourth token lies outside; the others are voxels in another order.
+        let inside = slots - slots.div_ceil(4);
+        let mut next = 0;
+        let index: Vec<u32> = (0..slots)
+            .map(|slot| {
+                if slot % 4 == 0 {
+                    return EMPTY;
+                }
+                next += 1;
+                (inside - next) as u32
+            })
+            .collect();
+        let channels = heads * dim;
+        let (qkv, outside) = (noise(1, 3 * channels * inside), noise(2, 3 * channels));
+        let regions: Vec<u8> = (0..slots).map(|i| (i % 3) as u8).collect();
+        let bias = noise(3, heads * tokens * tokens);
+        let terms = AttentionBias {
+            scale: 0.4,
+            bias: &bias,
+            regions: Some(&regions),
+            masked: -3.0,
+        };
+        let at = |window: usize, head: usize, token: usize, i: usize| {
+            ((window * heads + head) * tokens + token) * dim + i
+        };
+        let mut parts = [(); 3].map(|()| vec![0.0; shape.len()]);
+        let each = || {
+            (0..windows).flat_map(move |w| {
+                (0..heads).flat_map(move |h| {
+                    (0..tokens).flat_map(move |t| (0..dim).map(move |i| (w, h, t, i)))
+                })
+            })
+        };
+        for (part, to) in parts.iter_mut().enumerate() {
+            for (w, h, t, i) in each() {
+                let channel = part * channels + h * dim + i;
+                to[at(w, h, t, i)] = match index[w * tokens + t] {
+                    EMPTY => outside[channel],
+                    voxel => qkv[channel * inside + voxel as usize],
+                };
+            }
+        }
+        let [q, k, v] = &parts;
+        let (want, _) = window_attention_on(isa, q, k, v, terms, shape);
+        let mut got = vec![f32::NAN; channels * inside];
+        let map = AttentionMap {
+            qkv: &qkv,
+            outside: &outside,
+            index: &index,
+        };
+        in_map::window_attention_in_map_on(isa, map, terms, shape, &mut got);
+        for (w, h, t, i) in each() {
+            let voxel = index[w * tokens + t];
+            if voxel != EMPTY {
+                let got = got[(h * dim + i) * inside + voxel as usize];
+                let want = want[at(w, h, t, i)];
+                assert!(
+                    (got - want).abs() < 1e-5,
+                    "{isa:?} {shape:?}: {got}, not {want}"
+                );
+            }
+        }
     }
 }
