@@ -62,9 +62,8 @@ def save(path: pathlib.Path, voxels: numpy.ndarray) -> None:
     nibabel.save(nibabel.Nifti1Image(voxels, affine), path)
 
 
-@contextlib.contextmanager
-def running(folder: pathlib.Path, *options: str) -> Iterator[Server]:
-    """The server on new studies in the folder, until the end of the block; it has to stop in good order."""
+def make_studies(folder: pathlib.Path) -> pathlib.Path:
+    """A studies folder in the folder, and beside it what `Server` says."""
     studies = folder / "studies"
     studies.mkdir()
     names = [studies / f"{name}.nii.gz" for name in STUDIES] + [folder / "extra.nii.gz"]
@@ -72,6 +71,13 @@ def running(folder: pathlib.Path, *options: str) -> Iterator[Server]:
         scan, label = torso(seed)
         save(path, scan)
         save(folder / f"label_{seed}.nii.gz", label)
+    return studies
+
+
+@contextlib.contextmanager
+def running(folder: pathlib.Path, *options: str) -> Iterator[Server]:
+    """The server on new studies in the folder, until the end of the block; it has to stop in good order."""
+    studies = make_studies(folder)
     command = [PROGRAM, "serve", "--studies", studies, "--port", "0", "--labels", ",".join(LABELS), *options]
     with open(folder / "server.log", "w") as log:
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True)
