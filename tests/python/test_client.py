@@ -10,8 +10,8 @@ import nibabel
 import numpy
 import pytest
 import requests
-from conftest import LABELS, STUDIES, Server
 from monailabel.client.client import MONAILabelClient, MONAILabelClientException
+from serving import LABELS, STUDIES, Server
 
 MODEL = "pct-net-s"
 WAIT_S = 300
