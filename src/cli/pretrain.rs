@@ -237,12 +237,17 @@ fn request(args: &PretrainArgs) -> anyhow::Result<PretrainRequest> {
         );
     }
     let (scans, validation) = split_by_patient(scans, args.seed, args.val_split);
-    let (make, usual): (fn(usize, [usize; 3], u8) -> PctNetConfig, _) = match args.network.as_str()
-    {
-        "pct-net" => (PctNetConfig::pct_net, [64, 128, 128]),
-        _ => (PctNetConfig::pct_net_s, PctNetConfig::SMALL_PATCH),
+    let full = args.network == "pct-net";
+    let patch = args.patch.unwrap_or(if full {
+        [64, 128, 128]
+    } else {
+        PctNetConfig::SMALL_PATCH
+    });
+    let make = if full {
+        PctNetConfig::pct_net
+    } else {
+        PctNetConfig::pct_net_s
     };
-    let patch = args.patch.unwrap_or(usual);
     let network = make(usize::from(args.classes), patch, 1);
     network
         .validate()

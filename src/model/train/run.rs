@@ -291,7 +291,7 @@ impl<'a, B: Kernels> Trainer<'a, B> {
             stopped = on(TrainEvent::Resumed(made)).is_break();
         }
         let (started, before) = (Instant::now(), made);
-        for step in made..options.steps {
+        for step in before..options.steps {
             if stopped {
                 break;
             }

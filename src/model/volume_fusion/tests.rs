@@ -1,6 +1,6 @@
 use super::*;
-use crate::rng::Rng;
 use crate::imaging::Geometry;
+use crate::rng::Rng;
 use proptest::prelude::*;
 
 fn volume(shape: [usize; 3], voxels: Vec<f32>) -> Volume<f32> {
