@@ -56,6 +56,13 @@
 //! [`rounds::registry`] moves the finished directory into place, and one transaction adds the version
 //! and sets the pointer; the next inference uses it. A stopped or failed round publishes nothing.
 //!
+//! # A pretraining
+//! `fewlabel pretrain` ([`model::pretrain`]) learns from scans without labels by Volume Fusion
+//! ([`model::volume_fusion`]). Threads read scans and make samples ahead of the trainer, in memory that does not grow
+//! with the archive. Sample i is a pure function of (files, seed, i), so a run is its step, weights and moments; they
+//! are saved while it goes, and a run that was killed ends with the weights of one that was not. Its result is a model
+//! directory that fine-tuning starts from, with fresh heads.
+//!
 //! # Decisions worth knowing
 //! - **Own codecs for NIfTI and NRRD.** The `nifti` crate accepts a wrong gzip checksum and an offset
 //!   that is not a number, and knows no NIfTI-2; a reader of patients' images must refuse the former.

@@ -28,6 +28,8 @@ enum Command {
     Infer(cli::infer::InferArgs),
     /// Fine-tune on a folder of labelled scans
     Train(cli::train::TrainArgs),
+    /// Pretrain on a folder of scans without labels
+    Pretrain(cli::pretrain::PretrainArgs),
     /// Compare predicted with reference label maps
     Evaluate(cli::evaluate::EvaluateArgs),
     /// Show what the readers see in images
@@ -47,6 +49,7 @@ fn main() -> ExitCode {
         Command::Convert(args) => done(cli::convert::run(args)),
         Command::Infer(args) => cli::infer::run(args),
         Command::Train(args) => done(cli::train::run(args)),
+        Command::Pretrain(args) => done(cli::pretrain::run(args)),
         Command::Evaluate(args) => done(cli::evaluate::run(args)),
         Command::Inspect(args) => cli::inspect::run(args),
         Command::Bench(args) => done(cli::bench::run(args)),

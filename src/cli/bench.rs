@@ -3,6 +3,7 @@
 use clap::Args;
 use serde_json::json;
 
+use super::parse_triple;
 use crate::model::bench::{Work, measure};
 use crate::model::{DeviceChoice, PctNetConfig, probe_device};
 use crate::telemetry::peak_memory_bytes;
@@ -20,7 +21,7 @@ pub struct BenchArgs {
     #[arg(long, default_value = "pct-net", value_parser = ["pct-net", "pct-net-s"])]
     network: String,
     /// Patch to measure; may be repeated [default: 32,64,64 and 64,128,128]
-    #[arg(long, value_name = "Z,Y,X", value_parser = parse_patch)]
+    #[arg(long, value_name = "Z,Y,X", value_parser = parse_triple::<usize>)]
     patch: Vec<[usize; 3]>,
     /// What to measure: forward, step or both
     #[arg(long, default_value = "both", value_parser = ["forward", "step", "both"])]
@@ -31,14 +32,6 @@ pub struct BenchArgs {
     /// Print one JSON document
     #[arg(long)]
     json: bool,
-}
-
-fn parse_patch(text: &str) -> Result<[usize; 3], String> {
-    let sides: Result<Vec<usize>, _> = text.split(',').map(|side| side.trim().parse()).collect();
-    sides
-        .ok()
-        .and_then(|sides| sides.try_into().ok())
-        .ok_or_else(|| "expected three sides such as 32,64,64".to_owned())
 }
 
 /// Measures and prints seconds and the process's peak memory so far.

@@ -8,6 +8,7 @@ pub mod demo;
 pub mod evaluate;
 pub mod infer;
 pub mod inspect;
+pub mod pretrain;
 mod progress;
 mod report;
 pub mod serve;
@@ -19,3 +20,12 @@ pub mod worker;
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
 pub struct Usage(pub String);
+
+/// Three values separated by commas, such as `32,64,64`.
+fn parse_triple<T: std::str::FromStr>(text: &str) -> Result<[T; 3], String> {
+    let sides: Result<Vec<T>, _> = text.split(',').map(|side| side.trim().parse()).collect();
+    sides
+        .ok()
+        .and_then(|sides| sides.try_into().ok())
+        .ok_or_else(|| "expected three values such as 32,64,64".to_owned())
+}

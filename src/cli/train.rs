@@ -13,9 +13,10 @@ use super::dataset::Dataset;
 use super::progress::Progress;
 use super::report;
 use crate::imaging::{Budget, read_scan};
+use crate::model::pretrain::run_folder;
 use crate::model::{
-    DeviceChoice, Lineage, Manifest, ModelDescription, PctNetConfig, TrainCase, TrainEvent,
-    TrainOptions, TrainRequest, plan_preprocessing,
+    CheckpointPlan, DeviceChoice, Lineage, Manifest, ModelDescription, PctNetConfig, TrainCase,
+    TrainEvent, TrainOptions, TrainRequest, plan_preprocessing,
 };
 use crate::rng::Rng;
 
@@ -31,6 +32,16 @@ pub struct TrainArgs {
     /// Model to start from [default: pct-net-s with random weights]
     #[arg(long, value_name = "MODEL_DIR")]
     init: Option<PathBuf>,
+    /// Only take the network and preprocessing of --init, with random weights: the comparison that shows what its
+    /// weights are worth
+    #[arg(long, requires = "init")]
+    from_scratch: bool,
+    /// Continue a run that was killed, from its last checkpoint; the other options must be those of that run
+    #[arg(long)]
+    resume: bool,
+    /// Steps between two checkpoints (in MODEL_DIR.run, removed at the end); 0 saves none
+    #[arg(long, default_value_t = 200, value_name = "N")]
+    checkpoint_every: usize,
     /// Optimiser steps
     #[arg(long, default_value_t = 1000, value_name = "N")]
     steps: usize,
@@ -84,6 +95,7 @@ pub fn run(args: TrainArgs) -> anyhow::Result<()> {
                 network,
                 labels: dataset.labels,
                 lineage: Lineage::made_by("trained"),
+                trained: model.trained && !args.from_scratch,
                 ..model
             }
         }
@@ -113,7 +125,7 @@ pub fn run(args: TrainArgs) -> anyhow::Result<()> {
         }
     };
     let names = model.labels.names().to_vec();
-    let defaults = TrainOptions::starting_from(model.trained);
+    let defaults = TrainOptions::starting_from(model.trained && !args.from_scratch);
     let options = TrainOptions {
         steps: args.steps,
         learning_rate: args.learning_rate.unwrap_or(defaults.learning_rate),
@@ -128,11 +140,24 @@ pub fn run(args: TrainArgs) -> anyhow::Result<()> {
         cases.len(),
         validation.len()
     );
+    let folder = run_folder(&args.out);
+    let checkpoint = CheckpointPlan {
+        path: folder.join("checkpoint.safetensors"),
+        every: args.checkpoint_every,
+        resume: args.resume,
+    };
+    if checkpoint.path.exists() && !args.resume {
+        bail!(
+            "{} holds a run that was killed. Continue it with --resume, or remove the folder, or name another output",
+            folder.display()
+        );
+    }
     let request = TrainRequest {
         cases,
         validation,
         model,
-        init: args.init,
+        init: args.init.filter(|_| !args.from_scratch),
+        checkpoint: Some(checkpoint),
         out: args.out.clone(),
         options,
     };
@@ -167,6 +192,7 @@ pub fn run(args: TrainArgs) -> anyhow::Result<()> {
                     if best { ", the best so far" } else { "" }
                 ));
             }
+            TrainEvent::Resumed(step) => progress.note(&format!("going on after step {step}")),
             TrainEvent::Between => {}
         }
         if interrupted.load(Ordering::Relaxed) {
@@ -177,6 +203,8 @@ pub fn run(args: TrainArgs) -> anyhow::Result<()> {
     })?;
     drop(progress);
     let curve = curve.finish()?;
+    // Nothing but the checkpoint was in it.
+    let _ = std::fs::remove_dir(&folder);
     if let Some(init) = &report.init {
         eprintln!(
             "{} tensors taken from the model it started from, {} started afresh",

@@ -34,6 +34,44 @@ pub struct ModelDescription {
     pub lineage: Lineage,
 }
 
+impl ModelDescription {
+    /// Whether a network can be built from it and an image be prepared for it.
+    pub(in crate::model) fn check(&self, path: &Path) -> Result<(), ModelError> {
+        self.network.validate()?;
+        self.network.check_patch(self.patch)?;
+        if self.network.class_num != self.labels.class_count() {
+            let reason = format!(
+                "the network has {} classes, but background and {} labels make {}",
+                self.network.class_num,
+                self.labels.names().len(),
+                self.labels.class_count()
+            );
+            return Err(ModelError::bad(path, reason));
+        }
+        let [low, high] = self.preprocessing.hu_window;
+        if !(low.is_finite() && high.is_finite() && low < high) {
+            return Err(ModelError::bad(
+                path,
+                "hu_window must be two increasing numbers",
+            ));
+        }
+        let bad_spacing = |s: &f64| !(s.is_finite() && *s > 0.01 && *s < 100.0);
+        if self
+            .preprocessing
+            .spacing_mm
+            .iter()
+            .flatten()
+            .any(bad_spacing)
+        {
+            return Err(ModelError::bad(
+                path,
+                "spacing_mm must be between 0.01 and 100",
+            ));
+        }
+        Ok(())
+    }
+}
+
 /// How an image becomes network input. Axes are `[z, y, x]` after turning the image to LPS order.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Preprocessing {
@@ -58,7 +96,7 @@ impl Default for Preprocessing {
 pub struct Lineage {
     /// SHA-256 of the weights that training started from.
     pub parent_sha256: Option<String>,
-    /// What made these weights: "initialised", "converted", "trained".
+    /// What made these weights: "initialised", "converted", "pretrained", "trained".
     pub made_by: String,
     /// Version of Fewlabel that made them.
     pub code_version: String,
@@ -123,38 +161,7 @@ impl Manifest {
             );
             return Err(ModelError::bad(path, reason));
         }
-        self.network.validate()?;
-        self.network.check_patch(self.patch)?;
-        if self.network.class_num != self.labels.class_count() {
-            let reason = format!(
-                "the network has {} classes, but background and {} labels make {}",
-                self.network.class_num,
-                self.labels.names().len(),
-                self.labels.class_count()
-            );
-            return Err(ModelError::bad(path, reason));
-        }
-        let [low, high] = self.preprocessing.hu_window;
-        if !(low.is_finite() && high.is_finite() && low < high) {
-            return Err(ModelError::bad(
-                path,
-                "hu_window must be two increasing numbers",
-            ));
-        }
-        let bad_spacing = |s: &f64| !(s.is_finite() && *s > 0.01 && *s < 100.0);
-        if self
-            .preprocessing
-            .spacing_mm
-            .iter()
-            .flatten()
-            .any(bad_spacing)
-        {
-            return Err(ModelError::bad(
-                path,
-                "spacing_mm must be between 0.01 and 100",
-            ));
-        }
-        Ok(())
+        self.model.check(path)
     }
 
     /// The weights file of a model directory.
@@ -215,6 +222,19 @@ pub fn write_model(
         }
     })?;
     Ok(manifest)
+}
+
+/// Replaces a file in its folder; after a crash it is the old one or the new one, whole.
+pub(in crate::model) fn replace_file(path: &Path, content: &[u8]) -> std::io::Result<()> {
+    let mut partial = path.as_os_str().to_owned();
+    partial.push(".partial");
+    write_synced(Path::new(&partial), content)?;
+    std::fs::rename(&partial, path)?;
+    // The new name itself must reach the disk too.
+    match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => std::fs::File::open(parent)?.sync_all(),
+        _ => Ok(()),
+    }
 }
 
 fn write_synced(path: &Path, content: &[u8]) -> std::io::Result<()> {

@@ -1,4 +1,4 @@
-//! The network: PCT-Net, its weights, inference and training. The only module that names burn.
+//! The network: PCT-Net, its weights, inference, pretraining and training. The only module that names burn.
 
 pub mod bench;
 pub mod convert;
@@ -13,8 +13,10 @@ mod manifest;
 mod parity;
 pub mod pct_net;
 mod plan;
+pub mod pretrain;
 mod schema;
 mod train;
+pub mod volume_fusion;
 pub mod weights;
 
 pub use convert::create_untrained;
@@ -25,4 +27,6 @@ pub use manifest::{Lineage, Manifest, ModelDescription, Preprocessing, write_mod
 pub use pct_net::PctNetConfig;
 pub use plan::plan_preprocessing;
 pub use schema::{LabelSchema, MAX_LABELS, SchemaError};
-pub use train::{TrainCase, TrainEvent, TrainOptions, TrainReport, TrainRequest, train};
+pub use train::{
+    CheckpointPlan, Schedule, TrainCase, TrainEvent, TrainOptions, TrainReport, TrainRequest, train,
+};

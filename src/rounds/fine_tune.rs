@@ -121,6 +121,7 @@ pub async fn plan(project: &Project, request: &TrainRequest) -> Result<Plan, Pro
         init,
         out,
         options,
+        checkpoint: None,
     };
     Ok(Plan {
         parent,

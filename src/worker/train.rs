@@ -74,7 +74,7 @@ impl Worker {
                         }
                     }
                 }
-                TrainEvent::Between => {}
+                TrainEvent::Resumed(_) | TrainEvent::Between => {}
             }
             self.yield_to_urgent(reporter)
         });

@@ -11,6 +11,7 @@ mod faults;
 mod formats;
 mod infer;
 mod layering;
+mod pretrain;
 mod rest_activelearning;
 mod rest_datastore;
 mod rest_general;

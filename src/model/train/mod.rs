@@ -5,9 +5,13 @@
 //! cases give the same weights on one CPU. The best weights on the validation cases are kept.
 
 mod augment;
+pub(super) mod checkpoint;
 mod data;
+mod optimiser;
 mod run;
 
 pub use data::TrainCase;
-pub(crate) use run::adam;
-pub use run::{TrainEvent, TrainOptions, TrainReport, TrainRequest, train};
+pub use optimiser::Schedule;
+pub(super) use optimiser::{AdamOf, adam};
+pub(super) use run::scalar;
+pub use run::{CheckpointPlan, TrainEvent, TrainOptions, TrainReport, TrainRequest, train};

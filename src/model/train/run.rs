@@ -6,11 +6,13 @@ use std::time::Instant;
 
 use burn::backend::Autodiff;
 use burn::module::AutodiffModule;
-use burn::optim::{AdamConfig, GradientsParams, Optimizer, decay::WeightDecayConfig};
+use burn::optim::{GradientsParams, Optimizer};
 use burn::tensor::{Tensor, TensorData, backend::Backend};
 
 use super::augment;
+use super::checkpoint::{self, Checkpoint};
 use super::data::{PreparedCase, TrainCase, ValidationCase, load, prepare_all};
+use super::optimiser::{AdamOf, Schedule, adam};
 use crate::imaging::metrics;
 use crate::model::engine::{DeviceChoice, Engine, on_engine};
 use crate::model::error::ModelError;
@@ -19,11 +21,8 @@ use crate::model::kernels::Kernels;
 use crate::model::loss::{Target, deep_supervised};
 use crate::model::manifest::{Manifest, ModelDescription, write_model};
 use crate::model::pct_net::{DropoutStream, Mode, PctNet};
-use crate::model::weights::{LoadReport, State, export, import};
+use crate::model::weights::{HostTensor, LoadReport, State, export, import, is_head};
 use crate::rng::Rng;
-
-/// Power of the polynomial learning-rate decay.
-const DECAY_POWER: f64 = 0.9;
 
 /// What to train, on what, and for how long.
 #[derive(Debug, Clone)]
@@ -40,6 +39,19 @@ pub struct TrainRequest {
     pub out: PathBuf,
     /// How.
     pub options: TrainOptions,
+    /// Where and when to save the run, so that it can go on after a kill.
+    pub checkpoint: Option<CheckpointPlan>,
+}
+
+/// Saving a run while it goes.
+#[derive(Debug, Clone)]
+pub struct CheckpointPlan {
+    /// The file; removed when the run has ended.
+    pub path: PathBuf,
+    /// Steps between two savings.
+    pub every: usize,
+    /// Go on from the file, if it is there.
+    pub resume: bool,
 }
 
 /// How to train.
@@ -84,6 +96,8 @@ impl TrainOptions {
 
 /// What the caller hears while training runs. Breaking stops after the current step and keeps the best weights so far.
 pub enum TrainEvent<'a> {
+    /// The run goes on after so many steps of an earlier one.
+    Resumed(usize),
     /// A step was made.
     Step {
         /// Steps made.
@@ -131,14 +145,6 @@ pub struct TrainReport {
     pub stopped: bool,
 }
 
-/// Adam as `torch.optim.Adam` computes it: epsilon 1e-8, the weight decay added to the gradient.
-pub(crate) fn adam(weight_decay: f32) -> AdamConfig {
-    let decay = (weight_decay > 0.0).then(|| WeightDecayConfig::new(weight_decay));
-    AdamConfig::new()
-        .with_epsilon(1e-8)
-        .with_weight_decay(decay)
-}
-
 /// Trains and writes a model directory.
 ///
 /// # Errors
@@ -167,7 +173,12 @@ pub fn train(
         None => None,
         Some(dir) => {
             let manifest = Manifest::read(dir)?;
-            Some((manifest.read_weights(dir)?, manifest))
+            let mut state = manifest.read_weights(dir)?;
+            if manifest.labels != model.labels {
+                // Even where their number is the same, the old outputs mean other structures.
+                state.retain(|name, _| !is_head(name));
+            }
+            Some((state, manifest))
         }
     };
     let engine = Engine::open(request.options.device)?;
@@ -195,6 +206,44 @@ struct Best {
     dice: Vec<Option<f64>>,
     mean: f64,
     step: usize,
+}
+
+/// Prefix of the best weights in a checkpoint.
+const BEST: &str = "best/";
+
+impl Best {
+    fn put_into(&self, checkpoint: &mut Checkpoint) -> Result<(), ModelError> {
+        // As bits, because a number that is read from text may differ in its last one.
+        let dice: Vec<Option<u64>> = self.dice.iter().map(|d| d.map(f64::to_bits)).collect();
+        let notes = (dice, self.mean.to_bits(), self.step);
+        checkpoint.notes = serde_json::to_string(&notes)
+            .map_err(|e| ModelError::Data(format!("the validation's results: {e}")))?;
+        let named =
+            |(name, tensor): (&String, &HostTensor)| (format!("{BEST}{name}"), tensor.clone());
+        checkpoint.tensors.extend(self.state.iter().map(named));
+        Ok(())
+    }
+
+    fn from_checkpoint(checkpoint: &Checkpoint) -> Result<Option<Self>, ModelError> {
+        if checkpoint.notes.is_empty() {
+            return Ok(None);
+        }
+        let notes: (Vec<Option<u64>>, u64, usize) = serde_json::from_str(&checkpoint.notes)
+            .map_err(|e| ModelError::Data(format!("the checkpoint's notes: {e}")))?;
+        let tensors = checkpoint.tensors.iter();
+        let state = tensors
+            .filter_map(|(name, tensor)| {
+                Some((name.strip_prefix(BEST)?.to_owned(), tensor.clone()))
+            })
+            .collect();
+        let (dice, mean, step) = notes;
+        Ok(Some(Self {
+            state,
+            dice: dice.into_iter().map(|d| d.map(f64::from_bits)).collect(),
+            mean: f64::from_bits(mean),
+            step,
+        }))
+    }
 }
 
 impl<'a, B: Kernels> Trainer<'a, B> {
@@ -233,17 +282,27 @@ impl<'a, B: Kernels> Trainer<'a, B> {
         on: &mut dyn FnMut(TrainEvent) -> ControlFlow<()>,
     ) -> Result<TrainReport, ModelError> {
         let options = &self.request.options;
-        let mut optimiser = adam(options.weight_decay).init();
-        let started = Instant::now();
+        let mut optimiser: AdamOf<B> = adam(options.weight_decay).init();
         let (mut recent, mut stopped, mut made) = (Recent::new(options.steps / 10 + 1), false, 0);
-        for step in 0..options.steps {
-            let rate = options.learning_rate
-                * (1.0 - step as f64 / options.steps as f64).powf(DECAY_POWER);
+        if let Some(saved) = self.saved()? {
+            made = saved.step;
+            let mode = self.request.model.network.resolution_mode;
+            (self.net, optimiser) =
+                checkpoint::put_back(&saved.tensors, self.net, optimiser, mode, &self.device)?;
+            self.best = Best::from_checkpoint(&saved)?;
+            stopped = on(TrainEvent::Resumed(made)).is_break();
+        }
+        let (started, before) = (Instant::now(), made);
+        for step in before..options.steps {
+            if stopped {
+                break;
+            }
+            let rate = Schedule::Polynomial.rate(options.learning_rate, step, options.steps);
             let (loss, grads) = self.step(step)?;
             self.net = optimiser.step(rate, self.net, grads);
             made = step + 1;
             recent.add(loss);
-            let rate_hz = made as f64 / started.elapsed().as_secs_f64();
+            let rate_hz = (made - before) as f64 / started.elapsed().as_secs_f64();
             stopped = on(TrainEvent::Step {
                 step: made,
                 steps: options.steps,
@@ -256,8 +315,8 @@ impl<'a, B: Kernels> Trainer<'a, B> {
             if !stopped && due && made < options.steps {
                 stopped = self.validate(made, on)?.is_break();
             }
-            if stopped {
-                break;
+            if !stopped {
+                self.save(made, &optimiser)?;
             }
         }
         if !stopped {
@@ -268,6 +327,52 @@ impl<'a, B: Kernels> Trainer<'a, B> {
             .take()
             .unwrap_or_else(|| self.snapshot(made, Vec::new(), 0.0));
         self.write(best, made, recent.mean(), stopped)
+    }
+
+    /// What defines the run, as text.
+    fn identity(&self) -> Result<String, ModelError> {
+        let request = self.request;
+        let names = |cases: &[TrainCase]| cases.iter().map(|c| c.name.clone()).collect::<Vec<_>>();
+        let identity = serde_json::json!({
+            "options": request.options,
+            "model": request.model,
+            "parent_sha256": self.parent_sha256,
+            "cases": names(&request.cases),
+            "validation": names(&request.validation),
+        });
+        serde_json::to_string_pretty(&identity).map_err(|e| ModelError::bad(&request.out, e))
+    }
+
+    /// The checkpoint to go on from.
+    fn saved(&self) -> Result<Option<Checkpoint>, ModelError> {
+        match &self.request.checkpoint {
+            Some(plan) if plan.resume && plan.path.exists() => {
+                Checkpoint::load(&plan.path, &self.identity()?).map(Some)
+            }
+            _ => Ok(None),
+        }
+    }
+
+    /// Saves the run when it is time to.
+    fn save(&self, step: usize, optimiser: &AdamOf<B>) -> Result<(), ModelError> {
+        let due = |plan: &&CheckpointPlan| plan.every > 0 && step.is_multiple_of(plan.every);
+        let Some(plan) = self.request.checkpoint.as_ref().filter(due) else {
+            return Ok(());
+        };
+        let mode = self.request.model.network.resolution_mode;
+        let mut checkpoint = Checkpoint {
+            step,
+            run: self.identity()?,
+            notes: String::new(),
+            tensors: checkpoint::take(&self.net, optimiser, mode),
+        };
+        if let Some(best) = &self.best {
+            best.put_into(&mut checkpoint)?;
+        }
+        if let Some(folder) = plan.path.parent() {
+            std::fs::create_dir_all(folder).map_err(ModelError::io(folder))?;
+        }
+        checkpoint.save(&plan.path)
     }
 
     /// Loss and gradients of one step.
@@ -367,6 +472,11 @@ impl<'a, B: Kernels> Trainer<'a, B> {
         model.lineage.steps = Some(best.step);
         model.lineage.validation_dice = mean_dice;
         let manifest = write_model(&self.request.out, &model, &best.state)?;
+        if let Some(plan) = &self.request.checkpoint
+            && plan.path.exists()
+        {
+            std::fs::remove_file(&plan.path).map_err(ModelError::io(&plan.path))?;
+        }
         Ok(TrainReport {
             manifest,
             init: self.report,
@@ -379,7 +489,8 @@ impl<'a, B: Kernels> Trainer<'a, B> {
     }
 }
 
-fn scalar<B: Backend>(loss: &Tensor<B, 1>) -> f32 {
+/// The value of a loss.
+pub(in crate::model) fn scalar<B: Backend>(loss: &Tensor<B, 1>) -> f32 {
     crate::model::weights::to_f32(loss.clone().into_data())
         .first()
         .copied()

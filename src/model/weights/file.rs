@@ -1,12 +1,22 @@
 //! Safetensors files.
 
+use std::collections::HashMap;
+
 use safetensors::{Dtype, SafeTensors, tensor::TensorView};
 use sha2::{Digest, Sha256};
 
 use super::{HostTensor, State};
 
+/// Text kept in the header of a safetensors file, by key.
+pub type Notes = HashMap<String, String>;
+
 /// Bytes of a safetensors file with every tensor as float32.
 pub fn serialise(state: &State) -> Result<Vec<u8>, String> {
+    serialise_with(state, None)
+}
+
+/// [`serialise`], with notes in the header.
+pub(crate) fn serialise_with(state: &State, notes: Option<Notes>) -> Result<Vec<u8>, String> {
     let bytes: Vec<(&String, Vec<u8>, &HostTensor)> = state
         .iter()
         .map(|(name, tensor)| {
@@ -22,7 +32,14 @@ pub fn serialise(state: &State) -> Result<Vec<u8>, String> {
         })
         .collect();
     let views = views.map_err(|e| e.to_string())?;
-    safetensors::serialize(views, None).map_err(|e| e.to_string())
+    safetensors::serialize(views, notes).map_err(|e| e.to_string())
+}
+
+/// The notes in the header of a safetensors file.
+pub(crate) fn parse_notes(bytes: &[u8]) -> Result<Notes, String> {
+    let (_, header) =
+        SafeTensors::read_metadata(bytes).map_err(|e| format!("not a safetensors file: {e}"))?;
+    Ok(header.metadata().clone().unwrap_or_default())
 }
 
 /// Tensors of a safetensors file; float16, bfloat16, float64 and 8-bit unsigned integers become float32.
@@ -84,6 +101,11 @@ mod tests {
         let state = State::from([("a.weight".to_owned(), tensor)]);
         let bytes = serialise(&state).unwrap();
         assert_eq!(parse(&bytes).unwrap(), state);
+        assert!(parse_notes(&bytes).unwrap().is_empty());
+        let notes = Notes::from([("step".to_owned(), "7".to_owned())]);
+        let bytes = serialise_with(&state, Some(notes.clone())).unwrap();
+        assert_eq!(parse(&bytes).unwrap(), state);
+        assert_eq!(parse_notes(&bytes).unwrap(), notes);
     }
 
     #[test]

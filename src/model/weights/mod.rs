@@ -5,6 +5,7 @@ mod file;
 mod state;
 
 pub use checkpoint::read_checkpoint;
+pub(crate) use file::{Notes, parse_notes, serialise_with};
 pub use file::{parse, serialise, sha256_hex};
-pub(crate) use state::to_f32;
 pub use state::{HostTensor, LoadReport, Reshaped, State, export, import};
+pub(crate) use state::{is_head, published_name, to_f32};

@@ -50,7 +50,7 @@ pub struct Reshaped {
 }
 
 /// Published name of a parameter from the path of fields that leads to it.
-fn published_name(path: &[String], resolution_mode: u8) -> String {
+pub(crate) fn published_name(path: &[String], resolution_mode: u8) -> String {
     let mut name = String::new();
     for field in path {
         let part = match field.as_str() {
@@ -83,6 +83,11 @@ fn is_encoder(name: &str) -> bool {
         || ["down3", "down4", "convtrans_e"]
             .iter()
             .any(|part| name.starts_with(&format!("pyramid_ct.{part}")))
+}
+
+/// Whether a published name belongs to a prediction layer, whose outputs mean the classes of one label schema.
+pub(crate) fn is_head(name: &str) -> bool {
+    name.contains(".out_conv")
 }
 
 /// All parameters and running statistics of a network.

@@ -1,0 +1,167 @@
+use super::*;
+use crate::imaging::Geometry;
+use crate::rng::Rng;
+use proptest::prelude::*;
+
+fn volume(shape: [usize; 3], voxels: Vec<f32>) -> Volume<f32> {
+    let steps = [[0.0, 0.0, 1.0], [0.0, 1.0, 0.0], [1.0, 0.0, 0.0]];
+    Volume::new(Geometry::new(shape, [0.0; 3], steps).unwrap(), voxels).unwrap()
+}
+
+fn noise(shape: [usize; 3], seed: u64) -> Volume<f32> {
+    let mut rng = Rng::new(seed);
+    let count = shape.iter().product();
+    volume(
+        shape,
+        (0..count).map(|_| rng.range(-1.0, 1.0) as f32).collect(),
+    )
+}
+
+fn generator(scheme: Scheme, patch: [usize; 3], seed: u64) -> Generator {
+    let options = FusionOptions {
+        scheme,
+        classes: 5,
+        patch,
+    };
+    Generator::new(options, seed)
+}
+
+fn sample(generator: &Generator, a: &Volume<f32>, b: &Volume<f32>, index: u64) -> Sample {
+    generator.fuse(
+        index,
+        generator.foreground(a, index),
+        generator.background(b, index),
+    )
+}
+
+const SCHEMES: [Scheme; 2] = [Scheme::Blocks, Scheme::Boxes];
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(48))]
+    #[test]
+    fn a_sample_is_a_blend_of_its_patches(
+        seed: u64, index: u64, boxes: bool,
+        shape in prop::array::uniform3(1..30usize), patch in prop::array::uniform3(1..20usize),
+    ) {
+        let generator = generator(SCHEMES[usize::from(boxes)], patch, seed);
+        let (a, b) = (noise(shape, seed ^ 1), noise(shape, seed ^ 2));
+        let made = sample(&generator, &a, &b, index);
+        prop_assert_eq!(made.input.len(), patch.iter().product::<usize>());
+        prop_assert_eq!(&made, &sample(&generator, &a, &b, index));
+        let inverted = intensity::draw_inversion(&mut generator.rng.stream(index).named("inversion"));
+        let sign = if inverted { -1.0 } else { 1.0 };
+        let as_input = |v: f32| sign * (2.0 * v - 1.0);
+        let (p1, p2) = (generator.foreground(&a, index), generator.background(&b, index));
+        for (n, (&x, &class)) in made.input.iter().zip(&made.label).enumerate() {
+            let (p1, p2) = (as_input(p1[n]), as_input(p2[n]));
+            match class {
+                0 => prop_assert_eq!(x, p2),
+                4 => prop_assert_eq!(x, p1),
+                k => {
+                    let weight = f32::from(k) / 4.0;
+                    prop_assert!((x - (weight * p1 + (1.0 - weight) * p2)).abs() < 1e-6);
+                }
+            }
+            prop_assert!((-1.0..=1.0).contains(&x));
+        }
+    }
+
+    #[test]
+    fn degenerate_scans_give_finite_samples(
+        seed: u64, boxes: bool, shape in prop::array::uniform3(1..9usize),
+        fill in prop::sample::select(vec![-1.0, 0.3, f32::NAN, f32::INFINITY, f32::NEG_INFINITY]),
+        stray in prop::sample::select(vec![-1.0, 1.0, f32::NAN, 1e30]),
+    ) {
+        let mut voxels = vec![fill; shape.iter().product()];
+        voxels[seed as usize % shape.iter().product::<usize>()] = stray;
+        let scan = volume(shape, voxels);
+        let generator = generator(SCHEMES[usize::from(boxes)], [8, 12, 16], seed);
+        let made = sample(&generator, &scan, &scan, 3);
+        prop_assert!(made.input.iter().all(|v| (-1.0..=1.0).contains(v)));
+    }
+}
+
+#[test]
+fn samples_depend_on_seed_and_index_alone() {
+    let scan = noise([20, 30, 30], 1);
+    let make = |seed, index| {
+        sample(
+            &generator(Scheme::Blocks, [8, 16, 16], seed),
+            &scan,
+            &scan,
+            index,
+        )
+    };
+    assert_eq!(make(1, 5), make(1, 5));
+    assert_ne!(make(1, 5), make(1, 6));
+    assert_ne!(make(1, 5), make(2, 5));
+}
+
+#[test]
+fn one_pair_in_four_is_inverted_and_both_patches_together() {
+    let generator = generator(Scheme::Blocks, [4, 4, 4], 9);
+    let mut inverted = 0;
+    for index in 0..4000 {
+        // Patches of one known value each: 1 and 0.75.
+        let made = generator.fuse(index, vec![1.0; 64], vec![0.75; 64]);
+        let background = made.input[made.label.iter().position(|c| *c == 0).unwrap()];
+        assert!(background == 0.5 || background == -0.5);
+        if let Some(at) = made.label.iter().position(|c| *c == 4) {
+            assert_eq!(made.input[at], 2.0 * background, "one draw for the pair");
+        }
+        inverted += usize::from(background < 0.0);
+    }
+    assert!((920..1080).contains(&inverted), "{inverted}");
+}
+
+#[test]
+fn patches_are_flipped_along_each_axis_half_of_the_time() {
+    let side = 12;
+    for axis in 0..3 {
+        let ramp = (0..side * side * side).map(|n| {
+            let place = [n / (side * side), n / side % side, n % side];
+            place[axis] as f32 / side as f32 * 2.0 - 1.0
+        });
+        let scan = volume([side; 3], ramp.collect());
+        let generator = generator(Scheme::Blocks, [8; 3], axis as u64);
+        let (mut flips, mut together) = (0, 0);
+        for index in 0..1000 {
+            let (a, b) = (
+                generator.foreground(&scan, index),
+                generator.background(&scan, index),
+            );
+            let [flipped_a, flipped_b] = [a, b].map(|patch| patch[0] > patch[511]);
+            flips += usize::from(flipped_a);
+            together += usize::from(flipped_a == flipped_b);
+        }
+        assert!((430..570).contains(&flips), "axis {axis}: {flips}");
+        assert!(
+            (430..570).contains(&together),
+            "the patches flip apart: {together}"
+        );
+    }
+}
+
+#[test]
+fn cuts_cover_the_whole_scan_and_the_whole_range_of_sizes() {
+    // A ramp along x shows where a cut began and ended, whatever the contrast does to it.
+    let (side, out) = (200usize, 20usize);
+    let ramp = (0..side)
+        .map(|x| x as f32 / side as f32 * 2.0 - 1.0)
+        .collect();
+    let scan = volume([1, 1, side], ramp);
+    let (mut least, mut most, mut first, mut last) = (side as f32, 0f32, side as f32, 0f32);
+    for seed in 0..3000 {
+        let patch = crop::cut(&scan, [1, 1, out], &mut Rng::new(seed));
+        let at = |v: f32| (v + 1.0) / 2.0 * side as f32;
+        let (a, b) = (
+            at(patch[0]).min(at(patch[out - 1])),
+            at(patch[0]).max(at(patch[out - 1])),
+        );
+        let length = (b - a).round() + 1.0;
+        (least, most) = (least.min(length), most.max(length));
+        (first, last) = (first.min(a), last.max(b));
+    }
+    assert_eq!((least, most), (14.0, 29.0), "0.7 to 1.5 times the patch");
+    assert!(first < 0.5 && last > side as f32 - 1.5, "{first} {last}");
+}
