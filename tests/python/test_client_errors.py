@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 import pytest
 import requests
 from monailabel.client.client import MONAILabelClient, MONAILabelClientException
+
 from serving import STUDIES, Server, running
 
 MODEL = "pct-net-s"

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import pytest
+
 from conformance.shape import RECORDING, REQUESTS, Player, compare
 from serving import Server, running
 

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 import numpy
 import pytest
 import requests
+
 from serving import LABELS, SHAPE, STUDIES, Server, running
 
 MODEL = "pct-net-s"

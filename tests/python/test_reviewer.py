@@ -11,6 +11,7 @@ from collections.abc import Iterator
 import nibabel
 import numpy
 import pytest
+
 from serving import SPACING_MM, STUDIES, Server, running
 
 META = {"status": "approved", "level": "easy", "approvedBy": "anna", "comment": "fine", "editTime": "2026-01-02 03:04:05"}

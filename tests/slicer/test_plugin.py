@@ -5,14 +5,15 @@ from __future__ import annotations
 import pathlib
 import time
 
-import ctk
 import nibabel
 import numpy
 import pytest
-import qt
 import requests
 import slicer
 import slicer.util
+
+import ctk
+import qt
 from panel import Panel
 from serving import LABELS, STUDIES, Server, torso
 
