@@ -45,6 +45,13 @@ TABLE = (
         ".*, bad params",
         "status: 500 -> 400|content_type: text/plain -> application/json|body: text -> object",
     ),
+    Deliberate(
+        "nothing is written outside the store",
+        ".* that leaves the store",
+        r"status: 200 -> 422|body\.(image|label): missing|body\.detail: more",
+    ),
+    Deliberate("an image that comes again keeps its labels", "its label afterwards", r"body\.(ts|name): more"),
+    Deliberate("nobody stops the server over HTTP", "reload", r"status: 200 -> 403|body\.detail: more"),
     Deliberate("refused before the inference, not after it", "infer, DICOM SEG", "status: 500 -> 400"),
     Deliberate("busy says when to come again", "train, again", r"headers\.retry-after: more"),
     Deliberate("GET routes answer HEAD", "info, wrong method", r"headers\.allow: GET -> GET, HEAD"),
