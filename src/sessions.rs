@@ -35,6 +35,12 @@ pub struct Session {
 }
 
 impl Session {
+    /// The client's name of its one file; of a directory, the directory's name.
+    pub fn file_name(&self) -> String {
+        let name = self.image.file_name().unwrap_or_default();
+        name.to_string_lossy().into_owned()
+    }
+
     /// What the protocol shows of it.
     pub fn info(&self) -> Value {
         json!({

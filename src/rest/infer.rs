@@ -104,7 +104,7 @@ pub async fn infer(
             ImageSource::File {
                 path: session.image.clone(),
             },
-            session.name.clone(),
+            session.file_name(),
         ),
         (None, Some(upload), _) => (
             ImageSource::File {

@@ -5,10 +5,13 @@
 //! `/infer` waits for its job, the others answer with a task object.
 //!
 //! # Deliberate differences from MONAI Label 0.8.5
+//! `tests/python/test_conformance.py` compares the answers with a recording of the real server's, and has
+//! each difference that shows there with its reason.
+//!
 //! | topic | MONAI Label | here |
 //! |---|---|---|
 //! | errors | `{"detail"}`, or `Internal Server Error` as text | always `{"detail", "code", "request_id"}` |
-//! | unknown model, image, label, strategy, method | 500 | 404 |
+//! | unknown model, image, label, strategy, method | 500, or a task that fails later | 404 |
 //! | `params` that is not a JSON object | 500 | 400 |
 //! | keys of `params` in `/infer` | merged over the server's, so `image` can name any file | a fixed list is read, others are ignored |
 //! | ids and tags with path parts | write outside the store | 422 |
@@ -19,6 +22,10 @@
 //! | `label` file of `/infer` (scribbles) | used by scribble models | ignored; there are none |
 //! | many requests at once | all wait for one another | bounded queue, then 429 with `Retry-After` |
 //! | client leaves `/infer` | the work goes on | the job is cancelled |
+//! | result of `/infer` | | also tells model, version, hash and windows |
+//! | next sample | no checksum; `strategy` with this serving | `checksum`; `strategy` before this serving |
+//! | `HEAD` of an image or label | headers of an empty JSON answer | headers of the file |
+//! | `/ohif` | the viewer | 404 |
 //! | `HEAD /datastore/image?check_sum=` | never matches | matches `SHA256:hex` and plain hex |
 //! | `PUT /model/{model}` | any file, unpickled later | safetensors only (else 415), a new version |
 //! | `DELETE /model/{model}` | renames the file | 409: versions are immutable |

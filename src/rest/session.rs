@@ -72,7 +72,7 @@ pub async fn get(
             "the image of this session is a series of files; it cannot be sent as one",
         ));
     }
-    reply::file(&session.image, &session.name).await
+    reply::file(&session.image, &session.file_name()).await
 }
 
 /// End a session.

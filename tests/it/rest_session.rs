@@ -33,7 +33,12 @@ async fn from_creation_to_end() {
     );
     let path = format!("/session/{id}");
     assert_eq!(server.get(&path).await.json()["image"], info["image"]);
-    assert_eq!(server.get(&format!("{path}?image=true")).await.body, image);
+    let file = server.get(&format!("{path}?image=true")).await;
+    assert_eq!(
+        file.header("content-disposition"),
+        Some("attachment; filename=\"scan.nii.gz\"")
+    );
+    assert_eq!(file.body, image);
     let infer = format!("/infer/pct-net-s?session_id={id}&output=json");
     assert_eq!(server.send("POST", &infer, &[], b"").await.status, 200);
     assert_eq!(server.delete(&path).await.status, 200);

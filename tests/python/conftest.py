@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 from monailabel.client.client import MONAILabelClient
+
 from serving import Server, running
 
 

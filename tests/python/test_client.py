@@ -11,6 +11,7 @@ import numpy
 import pytest
 import requests
 from monailabel.client.client import MONAILabelClient, MONAILabelClientException
+
 from serving import LABELS, STUDIES, Server
 
 MODEL = "pct-net-s"

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import pytest
+
 from conformance.shape import RECORDING, REQUESTS, Player, compare
 from serving import Server, running
 
@@ -27,7 +28,62 @@ class Deliberate:
     """A pattern for the whole line that tells the difference, as in `STATUS: THEIRS -> OURS`."""
 
 
-TABLE: tuple[Deliberate, ...] = ()
+TABLE = (
+    Deliberate("an error has a code for programs and the id that is in the log", ".*", r"body\.(code|request_id): more"),
+    Deliberate(
+        "what does not exist is not found, instead of an internal error",
+        "(delete image|submit|label info of the Reviewer|infer|next sample), unknown( model| image)?",
+        "status: 500 -> 404|content_type: text/plain -> application/json|body: text -> object",
+    ),
+    Deliberate(
+        "a task for something unknown is refused at once, instead of failing later",
+        "(scoring, unknown method|train, unknown model)",
+        r"status: 200 -> 404|body\.(id|status|request|start_ts|details): missing|body\.detail: more",
+    ),
+    Deliberate(
+        "params that are no JSON object are the client's mistake",
+        ".*, bad params",
+        "status: 500 -> 400|content_type: text/plain -> application/json|body: text -> object",
+    ),
+    Deliberate(
+        "nothing is written outside the store",
+        ".* that leaves the store",
+        r"status: 200 -> 422|body\.(image|label): missing|body\.detail: more",
+    ),
+    Deliberate("an image that comes again keeps its labels", "its label afterwards", r"body\.(ts|name): more"),
+    Deliberate("nobody stops the server over HTTP", "reload", r"status: 200 -> 403|body\.detail: more"),
+    Deliberate("refused before the inference, not after it", "infer, DICOM SEG", "status: 500 -> 400"),
+    Deliberate("busy says when to come again", "train, again", r"headers\.retry-after: more"),
+    Deliberate("GET routes answer HEAD", "info, wrong method", r"headers\.allow: GET -> GET, HEAD"),
+    Deliberate(
+        "HEAD tells the headers of the file, instead of those of an empty JSON answer",
+        "(image|label), head",
+        r"content_type: application/json -> application/octet-stream|headers\.(last-modified|etag): more",
+    ),
+    Deliberate("the revision that was made, for whoever wants to know", "submit.*", r"headers\.etag: more"),
+    Deliberate(
+        "a file made for one answer cannot be asked for again",
+        "dataset|infer, (image|compressed)",
+        r"headers\.(last-modified|etag): missing",
+    ),
+    Deliberate("images by id, instead of as the file system lists them", "datastore, all", r"body\.objects: other order"),
+    Deliberate("the order of an image's facts means nothing", "datastore.*all", r"body\.objects\.\w+\.image\.info: other order"),
+    Deliberate(
+        "which model gave the proposal",
+        "infer.*|label info of a proposal",
+        r"body(\[0\]\.body|\.params)?\.(model|model_version|model_sha256|windows|windows_skipped): more",
+    ),
+    Deliberate("allowed by the format, and read by every reader", "infer.*", r"body(\[1\]\.body)?\.nrrd\.endian: more"),
+    Deliberate("Slicer's cache is by file name and needs the checksum", "next sample, .*", r"body\.checksum: more"),
+    Deliberate("who was offered the image before, without this time", "next sample, first", r"body\.strategy\.first: missing"),
+    Deliberate("a weight is a number with a fraction", "next sample, random", r"body\.weight: int -> float"),
+    Deliberate("the viewer is not part of this server", "ohif.*", "status: 307 -> 404|content_type:  -> application/json|headers.location: missing"),
+    Deliberate(
+        "pages of other origins are not let in unless they are named",
+        "(preflight of a )?page elsewhere",
+        r"headers\.access-control-allow-(origin|credentials): missing|headers\.allow: more|content_type: text/plain -> |body: text -> empty",
+    ),
+)
 
 
 @pytest.fixture(scope="module")

@@ -15,9 +15,10 @@ sys.path[:0] = [str(HERE / "shim"), str(HERE.parent / "python")]
 os.environ.setdefault("QT_QPA_PLATFORM", "offscreen")
 
 import slicer  # noqa: E402
+from PySide6 import QtWidgets  # noqa: E402
+
 import start  # noqa: E402
 from panel import Panel  # noqa: E402
-from PySide6 import QtWidgets  # noqa: E402
 from serving import Server, running  # noqa: E402
 
 

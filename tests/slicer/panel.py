@@ -7,12 +7,13 @@ import pathlib
 import time
 from typing import Any
 
-import ctk
 import numpy
-import qt
 import slicer
 import slicer.util
 from PySide6 import QtCore
+
+import ctk
+import qt
 from serving import Server
 
 

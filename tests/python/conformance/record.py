@@ -56,7 +56,7 @@ def record(python: str) -> None:
             "MONAI_LABEL_APP_DIR": str(app), "MONAI_LABEL_STUDIES": str(studies),
             # As `monailabel start_server` sets it; without it no task ever starts.
             "PYTHONPATH": str(app),
-            "MONAI_LABEL_SESSION_PATH": str(folder / "sessions"), "MONAI_LABEL_DATASTORE_AUTO_RELOAD": "false",
+            "MONAI_LABEL_SESSION_PATH": str(folder / "sessions"), "MONAI_LABEL_DATASTORE_AUTO_RELOAD": "false", "MONAI_LABEL_AUTO_UPDATE_SCORING": "false",
         }
         command = [python, "-m", "uvicorn", "monailabel.app:app", "--port", str(PORT)]
         with open(folder / "server.log", "w") as log:

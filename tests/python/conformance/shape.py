@@ -21,7 +21,7 @@ REQUESTS = HERE / "requests.json"
 RECORDING = HERE / "recording.json"
 WAIT_S = 60
 _BOUNDARY = "----------lImIt_of_THE_fIle_eW_$"
-_OPEN = ("config", "request", "transform", "stats", "centroids", "train_stats", "labels_dir", "ctx", "input", "user")
+_OPEN = ("config", "request", "transform", "stats", "centroids", "train_stats", "labels_dir", "ctx", "input", "user", "details")
 """Names whose content is the business of the server or of the request."""
 _NRRD_VALUES = (b"type", b"dimension", b"space", b"sizes", b"kinds", b"encoding", b"endian")
 
@@ -134,7 +134,8 @@ class Player:
     def play(self, request: dict[str, Any]) -> dict[str, Any]:
         """The shape of the answer.
 
-        `until` asks again until the task has this status, `settle` until nothing is found.
+        `until` asks again until the task has this status, `settle` until nothing is found; what is there only
+        `sometimes` is left out.
         """
         deadline = time.monotonic() + WAIT_S
         answer, body = self._once(request)
@@ -147,7 +148,10 @@ class Player:
             answer, body = self._once(request)
         for name, key in request.get("keep", {}).items():
             self._kept[name] = json.loads(body)[key]
-        return _answer_shape(answer, body, request.get("body", True))
+        shape = _answer_shape(answer, body, request.get("body", True))
+        for name in request.get("sometimes", []):
+            shape["body"].pop(name, None)
+        return shape
 
 
 def compare(real: Any, ours: Any, where: str = "") -> list[str]:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-import qt
 from PySide6 import QtCore, QtGui
+
+import qt
 
 _HEADER_PX = 24
 
 
-class ctkCollapsibleButton(qt.QWidget):  # noqa: N801
+class ctkCollapsibleButton(qt.QWidget):
     """A group with a header that folds it away."""
 
     def __init__(self, parent: Any = None) -> None:
@@ -30,7 +31,7 @@ class ctkCollapsibleButton(qt.QWidget):  # noqa: N801
     text = QtCore.Property(str, lambda self: self._text, _set_text)
     collapsed = QtCore.Property(bool, lambda self: self._collapsed, _set_collapsed)
 
-    def paintEvent(self, event: QtGui.QPaintEvent) -> None:  # noqa: N802
+    def paintEvent(self, event: QtGui.QPaintEvent) -> None:
         painter = QtGui.QPainter(self)
         header = QtCore.QRect(0, 0, QtCore.QObject.property(self, "width"), _HEADER_PX - 4)
         painter.fillRect(header, QtGui.QColor("#d8dde3"))
@@ -39,22 +40,22 @@ class ctkCollapsibleButton(qt.QWidget):  # noqa: N801
         painter.end()
 
 
-class ctkComboBox(qt.QComboBox):  # noqa: N801
+class ctkComboBox(qt.QComboBox):
     pass
 
 
-class ctkPathLineEdit(qt.QLineEdit):  # noqa: N801
+class ctkPathLineEdit(qt.QLineEdit):
     currentPath = QtCore.Property(str, lambda self: qt.QLineEdit.text.fget(self), lambda self, path: self.setText(path))
 
 
-class ctkSliderWidget(qt.QSlider):  # noqa: N801
+class ctkSliderWidget(qt.QSlider):
     """CTK's counts in floating point; this one in whole steps."""
 
     def __init__(self, parent: Any = None) -> None:
         super().__init__(QtCore.Qt.Horizontal, parent)
 
 
-class ctkMessageBox(qt.QMessageBox):  # noqa: N801
+class ctkMessageBox(qt.QMessageBox):
     """Answers at once, with the answer that the test has set, and keeps what it was asked."""
 
     asked: list[str] = []
@@ -65,15 +66,15 @@ class ctkMessageBox(qt.QMessageBox):  # noqa: N801
         return self.answer
 
 
-class ctkSettingsPanel(qt.QWidget):  # noqa: N801
-    def registerProperty(self, *arguments: Any) -> None:  # noqa: N802
+class ctkSettingsPanel(qt.QWidget):
+    def registerProperty(self, *arguments: Any) -> None:
         """Settings are set by the tests themselves."""
 
 
-class ctkCollapsibleGroupBox(qt.QGroupBox):  # noqa: N801
+class ctkCollapsibleGroupBox(qt.QGroupBox):
     pass
 
 
-class ctkBooleanMapper(qt.QObject):  # noqa: N801
+class ctkBooleanMapper(qt.QObject):
     def __init__(self, target: Any, name: str, signal: str) -> None:
         super().__init__(target)

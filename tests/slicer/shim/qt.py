@@ -81,9 +81,10 @@ def facade(base: type) -> type:
 class QUiLoader(QtUiTools.QUiLoader):
     """Builds the panels of a module out of the classes above and the stand-ins of `ctk` and `slicer`."""
 
-    def createWidget(self, name: str, parent: QtWidgets.QWidget | None = None, object_name: str = "") -> Any:  # noqa: N802
-        import ctk
+    def createWidget(self, name: str, parent: QtWidgets.QWidget | None = None, object_name: str = "") -> Any:
         import slicer
+
+        import ctk
 
         kind = getattr(ctk, name, None) or getattr(slicer, name, None) or getattr(sys.modules[__name__], name)
         widget = kind(parent)

@@ -16,23 +16,24 @@ import urllib.request
 from typing import Any
 
 import numpy
-import qt
 import slicer
 import slicer.util
 import vtk
 from PySide6 import QtCore
 
+import qt
+
 _SUFFIXES = (".seg.nrrd", ".nii.gz", ".nii", ".nrrd")
 
 
-class qMRMLWidget(qt.QWidget):  # noqa: N801
+class qMRMLWidget(qt.QWidget):
     isEntered = True
 
-    def setMRMLScene(self, scene: Any) -> None:  # noqa: N802
+    def setMRMLScene(self, scene: Any) -> None:
         self.scene = scene
 
 
-class qSlicerMarkupsPlaceWidget(qMRMLWidget):  # noqa: N801
+class qSlicerMarkupsPlaceWidget(qMRMLWidget):
     """Holds the node; points are placed by the tests."""
 
     placeModeEnabled = False
@@ -47,26 +48,26 @@ class qSlicerMarkupsPlaceWidget(qMRMLWidget):  # noqa: N801
         for button in self._buttons:
             row.addWidget(button)
 
-    def placeButton(self) -> Any:  # noqa: N802
+    def placeButton(self) -> Any:
         return self._buttons[0]
 
-    def deleteButton(self) -> Any:  # noqa: N802
+    def deleteButton(self) -> Any:
         return self._buttons[1]
 
-    def setButtonsVisible(self, visible: bool) -> None:  # noqa: N802
+    def setButtonsVisible(self, visible: bool) -> None:
         self.buttonsVisible = visible
 
-    def setPlaceModeEnabled(self, enabled: bool) -> None:  # noqa: N802
+    def setPlaceModeEnabled(self, enabled: bool) -> None:
         self.placeModeEnabled = enabled
 
-    def setCurrentNode(self, node: Any) -> None:  # noqa: N802
+    def setCurrentNode(self, node: Any) -> None:
         self._node = node
 
-    def currentNode(self) -> Any:  # noqa: N802
+    def currentNode(self) -> Any:
         return self._node
 
 
-class qMRMLSegmentEditorWidget(qMRMLWidget):  # noqa: N801
+class qMRMLSegmentEditorWidget(qMRMLWidget):
     """Remembers what it is told; editing is done by the tests on the segmentation itself."""
 
     def __init__(self, parent: Any = None) -> None:
@@ -92,12 +93,12 @@ class ScriptedLoadableModuleWidget:
     def setup(self) -> None:
         """Slicer adds its buttons for developers here."""
 
-    def resourcePath(self, name: str) -> str:  # noqa: N802
+    def resourcePath(self, name: str) -> str:
         return str(pathlib.Path(inspect.getfile(type(self))).parent / "Resources" / name)
 
 
 class ScriptedLoadableModuleLogic:
-    def getParameterNode(self) -> Any:  # noqa: N802
+    def getParameterNode(self) -> Any:
         name = type(self).__name__.removesuffix("Logic")
         node = slicer.mrmlScene.GetSingletonNode(name, "vtkMRMLScriptedModuleNode")
         if node is None:
@@ -116,13 +117,13 @@ class ScriptedLoadableModuleTest:
 class _Files:
     """`slicer.app.coreIOManager()`: the readers and writers that `slicer.util` asks for."""
 
-    def fileType(self, path: str) -> str:  # noqa: N802
+    def fileType(self, path: str) -> str:
         return "VolumeFile"
 
-    def fileWriterFileType(self, node: Any) -> str:  # noqa: N802
+    def fileWriterFileType(self, node: Any) -> str:
         return node.GetClassName()
 
-    def loadNodes(self, kind: str, properties: dict, loaded: Any, messages: Any) -> bool:  # noqa: N802
+    def loadNodes(self, kind: str, properties: dict, loaded: Any, messages: Any) -> bool:
         path = pathlib.Path(properties["fileName"])
         suffix = next((s for s in _SUFFIXES if path.name.endswith(s)), path.suffix)
         name = properties.get("name", path.name.removesuffix(suffix))
@@ -131,7 +132,7 @@ class _Files:
             loaded.AddItem(node)
         return node is not None
 
-    def saveNodes(self, kind: str, properties: dict, messages: Any) -> bool:  # noqa: N802
+    def saveNodes(self, kind: str, properties: dict, messages: Any) -> bool:
         node = slicer.mrmlScene.GetNodeByID(properties["nodeID"])
         storage = node.CreateDefaultStorageNode()
         storage.UnRegister(None)
@@ -146,21 +147,21 @@ class _Application:
         self.temporaryPath = str(folder)
         self._logic = logic
 
-    def applicationLogic(self) -> Any:  # noqa: N802
+    def applicationLogic(self) -> Any:
         # The logics of the modules point to it and do not keep it.
         return self._logic
 
-    def testingEnabled(self) -> bool:  # noqa: N802
+    def testingEnabled(self) -> bool:
         # In testing mode Slicer answers every question itself; here the tests do, in `ctk.ctkMessageBox`.
         return False
 
-    def topLevelWidgets(self) -> list[Any]:  # noqa: N802
+    def topLevelWidgets(self) -> list[Any]:
         return []
 
-    def coreIOManager(self) -> _Files:  # noqa: N802
+    def coreIOManager(self) -> _Files:
         return _Files()
 
-    def processEvents(self) -> None:  # noqa: N802
+    def processEvents(self) -> None:
         QtCore.QCoreApplication.processEvents()
 
     def connect(self, signal: str, slot: Any) -> None:
@@ -170,7 +171,7 @@ class _Application:
 class SampleDataLogic:
     """Downloads as Slicer does: no headers of its own, by file name into a cache, checksum compared when there is one."""
 
-    def downloadFromURL(self, nodeNames: str, fileNames: str, uris: str, checksums: str | None) -> list[Any]:  # noqa: N802, N803
+    def downloadFromURL(self, nodeNames: str, fileNames: str, uris: str, checksums: str | None) -> list[Any]:
         path = pathlib.Path(slicer.app.temporaryPath) / fileNames
         urllib.request.urlretrieve(uris, path)
         if checksums:
@@ -181,7 +182,7 @@ class SampleDataLogic:
         return [slicer.util.loadVolume(str(path), {"name": nodeNames})]
 
 
-def push_volume(image: Any, node: Any = None, name: str | None = None, className: str = "") -> Any:  # noqa: N803
+def push_volume(image: Any, node: Any = None, name: str | None = None, className: str = "") -> Any:
     """`sitkUtils.PushVolumeToSlicer`: a SimpleITK image (LPS) becomes a node (RAS)."""
     import SimpleITK
 
