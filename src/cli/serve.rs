@@ -259,7 +259,8 @@ async fn choose_model(
     }
     let scratch = tempfile::tempdir_in(project.data_dir())?;
     let dir = scratch.path().join(DEFAULT_MODEL);
-    let config = PctNetConfig::pct_net_s(project.schema().class_count(), PctNetConfig::SMALL_PATCH, 1);
+    let config =
+        PctNetConfig::pct_net_s(project.schema().class_count(), PctNetConfig::SMALL_PATCH, 1);
     model::create_untrained(
         &dir,
         DEFAULT_MODEL,

@@ -415,3 +415,19 @@ proptest! {
         tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(follow(steps));
     }
 }
+
+#[tokio::test]
+async fn the_jobs_of_a_dead_worker_are_free_at_once() {
+    let (_dir, jobs, _) = queue().await;
+    enqueue(&jobs, JobKind::Train).await;
+    let held = jobs.claim("dead", &ALL, LEASE_S).await.unwrap().unwrap();
+
+    assert_eq!(jobs.abandon("another").await.unwrap(), 0);
+    assert_eq!(state(&jobs, held.job.id).await, JobState::Running);
+    assert_eq!(jobs.abandon("dead").await.unwrap(), 1);
+
+    // Whatever the dead one still says is not heard, and the next one gets the job.
+    assert!(jobs.heartbeat(&held, None, &[]).await.unwrap().cancel);
+    let again = claim(&jobs).await;
+    assert_eq!((again.job.id, again.job.attempts), (held.job.id, 2));
+}
