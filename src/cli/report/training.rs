@@ -7,6 +7,9 @@ use crate::cli::curve::{Curve, Validation};
 
 /// Most points of a curve.
 const POINTS: usize = 800;
+/// Height of the first name of the legend, and from name to name.
+const LEGEND_TOP: f64 = 356.0;
+const LEGEND_LINE: f64 = 18.0;
 
 /// The page and its figure; `structures` in order.
 pub fn page(name: &str, structures: &[String], curve: &Curve) -> (Page, Figure) {
@@ -86,14 +89,13 @@ fn thinned(points: &[[f64; 2]]) -> Vec<[f64; 2]> {
 }
 
 fn figure(structures: &[String], curve: &Curve) -> Figure {
-    let mut figure = Figure::new(
-        1000.0,
-        if curve.validations.is_empty() {
-            300.0
-        } else {
-            640.0
-        },
-    );
+    // The legend may be longer than the axes beside it.
+    let legend = LEGEND_TOP + LEGEND_LINE * (structures.len() + 1) as f64;
+    let height = match curve.validations.is_empty() {
+        true => 300.0,
+        false => legend.max(640.0),
+    };
+    let mut figure = Figure::new(1000.0, height);
     let last = curve.steps.last().map_or(1, |step| step.step).max(1) as f64;
     let loss: Vec<_> = curve
         .steps
@@ -164,7 +166,7 @@ fn validation(figure: &mut Figure, structures: &[String], curve: &Curve, last: f
                 1.0,
             );
         }
-        let y = 356.0 + f64::from(legend) * 18.0;
+        let y = LEGEND_TOP + f64::from(legend) * LEGEND_LINE;
         legend += 1;
         let sample = vec![[800.0, y], [824.0, y]];
         figure.path(sample, style.width, style.ink, style.opacity, style.dash);

@@ -10,15 +10,12 @@ mod font;
 mod legend;
 mod slice;
 
-use super::geometry::Geometry;
 use super::orientation;
 use super::volume::Volume;
 pub use canvas::Canvas;
 use legend::Legend;
-use slice::{Plane, mid_organ};
+use slice::{mid_organ, planes};
 
-/// Longest side of a panel.
-const PANEL_PIXELS: f64 = 420.0;
 const GAP: usize = 8;
 const TEXT_SCALE: usize = 2;
 const LINE: usize = (font::HEIGHT + 4) * TEXT_SCALE;
@@ -142,19 +139,6 @@ pub fn overlay_png_at(
     }
     legend.draw(&mut canvas, GAP, GAP + rows.len() * row_height);
     Ok(canvas.into_png()?)
-}
-
-/// Axial, coronal and sagittal panels at one scale.
-fn planes(canonical: &Geometry) -> [Plane; 3] {
-    let [z, y, x] = canonical.spacing_mm();
-    let [nz, ny, nx] = canonical.shape().map(|n| n as f64);
-    let extents_mm = [nz * z, ny * y, nx * x];
-    let mm_per_pixel = extents_mm.iter().copied().fold(f64::MIN_POSITIVE, f64::max) / PANEL_PIXELS;
-    [
-        Plane::axial(extents_mm, mm_per_pixel),
-        Plane::coronal(extents_mm, mm_per_pixel),
-        Plane::sagittal(extents_mm, mm_per_pixel),
-    ]
 }
 
 #[cfg(test)]

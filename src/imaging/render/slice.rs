@@ -9,6 +9,22 @@ use crate::imaging::volume::Volume;
 /// Share of a label's colour over the grey value.
 const FILL: f32 = 0.32;
 
+/// Longest side of a panel.
+const PANEL_PIXELS: f64 = 420.0;
+
+/// Axial, coronal and sagittal panels at one scale.
+pub(super) fn planes(canonical: &Geometry) -> [Plane; 3] {
+    let [z, y, x] = canonical.spacing_mm();
+    let [nz, ny, nx] = canonical.shape().map(|n| n as f64);
+    let extents_mm = [nz * z, ny * y, nx * x];
+    let mm_per_pixel = extents_mm.iter().copied().fold(f64::MIN_POSITIVE, f64::max) / PANEL_PIXELS;
+    [
+        Plane::axial(extents_mm, mm_per_pixel),
+        Plane::coronal(extents_mm, mm_per_pixel),
+        Plane::sagittal(extents_mm, mm_per_pixel),
+    ]
+}
+
 /// An orthogonal plane of a canonical grid and its size in pixels.
 pub(super) struct Plane {
     name: &'static str,
@@ -25,7 +41,7 @@ pub(super) struct Plane {
 }
 
 impl Plane {
-    pub fn axial(extents_mm: [f64; 3], mm_per_pixel: f64) -> Self {
+    fn axial(extents_mm: [f64; 3], mm_per_pixel: f64) -> Self {
         Self::new(
             "axial",
             [0, 1, 2],
@@ -36,7 +52,7 @@ impl Plane {
         )
     }
 
-    pub fn coronal(extents_mm: [f64; 3], mm_per_pixel: f64) -> Self {
+    fn coronal(extents_mm: [f64; 3], mm_per_pixel: f64) -> Self {
         Self::new(
             "coronal",
             [1, 0, 2],
@@ -47,7 +63,7 @@ impl Plane {
         )
     }
 
-    pub fn sagittal(extents_mm: [f64; 3], mm_per_pixel: f64) -> Self {
+    fn sagittal(extents_mm: [f64; 3], mm_per_pixel: f64) -> Self {
         Self::new(
             "sagittal",
             [2, 0, 1],

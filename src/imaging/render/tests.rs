@@ -1,4 +1,5 @@
 use super::*;
+use crate::imaging::Geometry;
 use crate::imaging::phantom::{ORGANS, PhantomOptions, torso};
 
 fn names() -> Vec<(u16, String)> {
