@@ -163,7 +163,7 @@ pub fn run(args: PretrainArgs) -> anyhow::Result<()> {
     let mut progress = Progress::new("pretrain", request.options.steps);
     let report = pretrain(&request, &mut |event| {
         match event {
-            PretrainEvent::Resumed(step) => progress.note(&format!("going on after step {step}")),
+            PretrainEvent::Resumed(step) => progress.resume(step),
             PretrainEvent::Step {
                 step,
                 steps,

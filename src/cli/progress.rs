@@ -13,6 +13,8 @@ pub struct Progress {
     bar: Option<ProgressBar>,
     what: String,
     started: Instant,
+    /// Steps that were done before it started.
+    before: usize,
     last_line: Option<Instant>,
 }
 
@@ -33,8 +35,19 @@ impl Progress {
             bar,
             what: what.to_owned(),
             started: Instant::now(),
+            before: 0,
             last_line: None,
         }
+    }
+
+    /// The task goes on after `done` steps that were made earlier and say nothing about its speed.
+    pub fn resume(&mut self, done: usize) {
+        (self.started, self.before) = (Instant::now(), done);
+        if let Some(bar) = &self.bar {
+            bar.set_position(done as u64);
+            bar.reset_eta();
+        }
+        self.note(&format!("going on after step {done}"));
     }
 
     /// `done` of `total` steps are done.
@@ -50,7 +63,8 @@ impl Progress {
             .is_none_or(|last| last.elapsed() >= LINE_EVERY);
         if due || done == total {
             self.last_line = Some(Instant::now());
-            let left_s = self.started.elapsed().as_secs_f64() / done.max(1) as f64
+            let left_s = self.started.elapsed().as_secs_f64()
+                / done.saturating_sub(self.before).max(1) as f64
                 * (total - done.min(total)) as f64;
             line(&format!(
                 "{} {done}/{total} {message} ({left_s:.0} s left)",

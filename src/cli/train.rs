@@ -192,7 +192,7 @@ pub fn run(args: TrainArgs) -> anyhow::Result<()> {
                     if best { ", the best so far" } else { "" }
                 ));
             }
-            TrainEvent::Resumed(step) => progress.note(&format!("going on after step {step}")),
+            TrainEvent::Resumed(step) => progress.resume(step),
             TrainEvent::Between => {}
         }
         if interrupted.load(Ordering::Relaxed) {
