@@ -387,9 +387,12 @@ def prepare(net, runtime: str):  # noqa: ANN001, ANN201
 
 def export(config: dict, patch: tuple[int, int, int], folder: Path) -> None:
     """Writes the network as OpenVINO's file; a process of its own, because it holds everything twice."""
+    import warnings
+
     import openvino
     import torch
 
+    warnings.filterwarnings("ignore")  # tracing fixes the sizes: that is wanted
     net = build(config).eval()
     net.finest = True
     x = torch.randn(1, config["in_chns"], *patch)
@@ -455,6 +458,7 @@ def main() -> None:
     parser.add_argument("--environment", type=Path, default=Path(__file__).resolve().parent.parent / ".venv-bench")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--patch", help="one patch, z,y,x, of the two measured ones")
     parser.add_argument("--only", choices=["forward", "train"], help="one half of the measurements")
     parser.add_argument("--skip", action="append", default=[], help="a runtime: torch, torch-keep, compiled, openvino, openvino-bf16")
     parser.add_argument("--json", action="store_true")
@@ -499,7 +503,7 @@ def main() -> None:
         if args.only not in (None, work):
             continue
         runtimes = ["fewlabel", "torch", "torch-keep"] + (["compiled", "openvino", "openvino-bf16"] if work == "forward" else [])
-        for patch in PATCHES:
+        for patch in [p for p in PATCHES if args.patch in (None, ",".join(map(str, p)))]:
             sides, title = ",".join(map(str, patch)), f"{work}_{'x'.join(map(str, patch))}"
             rows: dict = {}
             for runtime in runtimes:

@@ -46,7 +46,6 @@ pub(in crate::model) trait Forward: Send {
 }
 
 /// The network on any device, layer by layer.
-
 pub(in crate::model) struct NetworkOn<B: Backend> {
     pub net: PctNet<B>,
     pub device: B::Device,

@@ -40,7 +40,7 @@ const READS: usize = 3;
 
 /// What a step does.
 pub(super) enum StepKind {
-    Convolution(Convolution),
+    Convolution(Box<Convolution>),
     Pool(PoolShape),
     /// Blocks of voxels out of channels.
     BlocksToSpace {

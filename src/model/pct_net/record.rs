@@ -97,7 +97,7 @@ impl Recorder {
             width,
             kernel,
         };
-        let kind = StepKind::Convolution(Convolution {
+        let kind = StepKind::Convolution(Box::new(Convolution {
             weights: PackedWeights::to_keep(weights, shape),
             channels: sources.iter().map(|map| map.channels).collect(),
             bias,
@@ -105,7 +105,7 @@ impl Recorder {
             gelu,
             residual: residual.is_some(),
             shape,
-        });
+        }));
         let reads: Vec<Map> = sources.iter().copied().chain(residual).collect();
         self.step(kind, &reads, shape.out_channels, sources[0].size)
     }
