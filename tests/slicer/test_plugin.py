@@ -224,6 +224,27 @@ def test_train_to_the_end(panel: Panel, server: Server) -> None:
     assert panel.ui.trainingProgressBar.value == 100
 
 
+def test_submit_trains_and_goes_on(panel: Panel, server: Server) -> None:
+    """The two settings for who labels without a pause: train after each submit, and fetch the next sample."""
+    for name in STUDIES:
+        requests.delete(f"{server.url}/datastore/label", params={"id": name, "tag": "final"}, timeout=60)
+    for setting, value in (("autoUpdateModelV2", 1), ("autoFetchNextSample", 1), ("autoRunSegmentationOnNextSample", 0)):
+        panel.set(setting, value)
+    panel.connect()
+    panel.ui.strategyBox.setCurrentText("first")
+    panel.click("nextSampleButton")
+    first = panel.widget.current_sample["id"]
+    panel.draw(LABELS[0], reference(STUDIES.index(first)) == 1)
+    panel.click("saveLabelButton")
+    assert "final" in objects(server)[first]["labels"]
+    assert requests.get(f"{server.url}/train/?check_if_running=true", timeout=60).status_code == 200
+    second = panel.widget.current_sample["id"]
+    assert second != first
+    assert numpy.array_equal(panel.scan(), torso(STUDIES.index(second))[0].T)
+    panel.click("stopTrainingButton")
+    panel.wait_for_training()
+
+
 def load_extra(panel: Panel, server: Server, name: str) -> None:
     """A scan that the clinician opened and the server does not know."""
     panel.connect()
