@@ -10,10 +10,11 @@ import nibabel
 import numpy
 import pytest
 import SimpleITK
-from conftest import PROGRAM
 from scipy import ndimage
 from scipy.spatial.transform import Rotation
 from surface_distance import lookup_tables
+
+from serving import PROGRAM
 
 CLASSES = 3
 TOLERANCE_MM = 2.0
