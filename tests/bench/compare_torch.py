@@ -9,7 +9,7 @@ the published parameter names: its random weights go through `fewlabel convert -
 outputs agree within 1e-4. Each measurement is a process of its own, so that peak memory is its own.
 
 Columns: wall seconds per run (median, least, most), processor seconds per run divided by the threads (what other work on
-the machine disturbs less), peak memory in MiB. PyTorch is measured with the system allocator as it comes, and with one
+the machine disturbs less), peak memory in MB (10^6 bytes). PyTorch is measured with the system allocator as it comes, and with one
 told to keep its pages (no mmap, no trimming), which is the fairer one: `torch_s` is that, `torch_peak_mb` the default's.
 With `--json` the last line of stdout is one JSON object; everything else goes to stderr.
 """
@@ -332,7 +332,7 @@ def measure(config: dict, runtime: str, work: str, patch: tuple[int, int, int], 
         run()
         seconds.append(time.perf_counter() - start)
         busy.append(time.process_time() - start_busy)
-    return {"seconds": seconds, "busy": busy, "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024}
+    return {"seconds": seconds, "busy": busy, "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6}
 
 
 def torch_runner(config: dict, runtime: str, work: str, patch: tuple[int, int, int], threads: int):  # noqa: ANN201
@@ -460,7 +460,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--patch", help="one patch, z,y,x, of the two measured ones")
     parser.add_argument("--only", choices=["forward", "train"], help="one half of the measurements")
-    parser.add_argument("--skip", action="append", default=[], help="a runtime: torch, torch-keep, compiled, openvino, openvino-bf16")
+    parser.add_argument("--skip", action="append", default=[], help="a runtime: fewlabel-bf16, torch, torch-keep, compiled, openvino, openvino-bf16")
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--child", help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -480,15 +480,17 @@ def main() -> None:
     check_outputs(python, args.binary, args.network)
     common = ["--network", args.network, "--repeats", str(args.repeats)]
     out = sys.stderr if args.json else sys.stdout
-    print(f"| {args.network}, {args.threads} threads | runtime | s [least-most] | processor s / threads | MiB |", file=out)
+    print(f"| {args.network}, {args.threads} threads | runtime | s [least-most] | processor s / threads | MB |", file=out)
     print("|---|---|---|---|---|", file=out, flush=True)
 
-    def ours(work: str, sides: str) -> dict:
+    def ours(runtime: str, work: str, sides: str) -> dict:
+        precision = "bf16" if runtime.endswith("bf16") else "f32"
         told = json.loads(subprocess.check_output(
-            [args.binary, "bench", *common, "--device", "cpu", "--patch", sides, "--work", {"train": "step"}.get(work, work), "--json"],
+            [args.binary, "bench", *common, "--device", "cpu", "--patch", sides, "--work", {"train": "step"}.get(work, work),
+             "--precision", precision, "--json"],
             env={**os.environ, "RAYON_NUM_THREADS": str(args.threads)},
         ))["results"][0]
-        return {"seconds": told["seconds"], "busy": told["busy_seconds"], "peak_mib": told["peak_memory_mib_so_far"]}
+        return {"seconds": told["seconds"], "busy": told["busy_seconds"], "peak_mb": told["peak_memory_mib_so_far"] * 2**20 / 1e6}
 
     def theirs(runtime: str, work: str, sides: str) -> dict:
         keep = KEEP_PAGES if runtime == "torch-keep" else {}
@@ -502,7 +504,9 @@ def main() -> None:
     for work in ("forward", "train"):
         if args.only not in (None, work):
             continue
-        runtimes = ["fewlabel", "torch", "torch-keep"] + (["compiled", "openvino", "openvino-bf16"] if work == "forward" else [])
+        runtimes = ["fewlabel", "torch", "torch-keep"]
+        if work == "forward":
+            runtimes += ["fewlabel-bf16", "compiled", "openvino", "openvino-bf16"]
         for patch in [p for p in PATCHES if args.patch in (None, ",".join(map(str, p)))]:
             sides, title = ",".join(map(str, patch)), f"{work}_{'x'.join(map(str, patch))}"
             rows: dict = {}
@@ -510,15 +514,16 @@ def main() -> None:
                 if runtime in args.skip:
                     continue
                 try:
-                    row = ours(work, sides) if runtime == "fewlabel" else theirs(runtime, work, sides)
+                    measured = ours if runtime.startswith("fewlabel") else theirs
+                    row = measured(runtime, work, sides)
                 except (subprocess.CalledProcessError, IndexError) as error:
                     print(f"| {title} | {runtime} | not measured: {error} | | |", file=out, flush=True)
                     continue
-                rows[runtime] = {"s": statistics.median(row["seconds"]), "peak": row["peak_mib"]}
+                rows[runtime] = {"s": statistics.median(row["seconds"]), "peak": round(row["peak_mb"], 1)}
                 busy = statistics.median(row["busy"]) / args.threads
                 print(
                     f"| {title} | {runtime} | {rows[runtime]['s']:.3f} [{min(row['seconds']):.3f}-{max(row['seconds']):.3f}] "
-                    f"| {busy:.3f} | {row['peak_mib']} |", file=out, flush=True,
+                    f"| {busy:.3f} | {row['peak_mb']:.0f} |", file=out, flush=True,
                 )
 
             def value(runtime: str, key: str, rows: dict = rows) -> float | None:
@@ -528,7 +533,7 @@ def main() -> None:
             peaks = {"ours_peak_mb": value("fewlabel", "peak"), "torch_peak_mb": value("torch", "peak")}
             if work == "forward":
                 entry = {
-                    "ours_s": entry["ours_s"], "ours_bf16_s": None, "torch_s": entry["torch_s"],
+                    "ours_s": entry["ours_s"], "ours_bf16_s": value("fewlabel-bf16", "s"), "torch_s": entry["torch_s"],
                     "openvino_s": value("openvino", "s"), "openvino_bf16_s": value("openvino-bf16", "s"),
                 }
                 peaks["openvino_peak_mb"] = value("openvino", "peak")

@@ -440,7 +440,8 @@ mod tests {
             let (mut config, patch, values) = random_case(case);
             // Wide enough that most layers are computed so.
             config.feature_chns = config.feature_chns.map(|channels| 4 * channels);
-            let net = random_network(&config, case);
+            // As drawn: with noise on the weights as above the attention saturates, and magnifies every rounding.
+            let net = PctNet::<Flex>::new(&config, case, &Default::default()).unwrap();
             let [want, got] = [Precision::F32, Precision::Bf16].map(|precision| {
                 Plan::new(&net, config.in_chns, patch, precision)
                     .run(&values)

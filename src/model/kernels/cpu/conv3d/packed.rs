@@ -25,7 +25,9 @@ pub struct PackedWeights {
 const WINOGRAD_VOXELS: usize = 256;
 const WINOGRAD_CHANNELS: usize = 8;
 /// Pairs of channels per voxel above which the memory of kept weights counts more than the saved products.
-const WEIGHTS_PER_VOXEL: usize = 16;
+const WEIGHTS_PER_VOXEL: usize = 12;
+/// The same for bfloat16, which takes half of it.
+const PAIRS_PER_VOXEL: usize = 64;
 /// Fewer channels than this (the image itself) stay float32: little is to gain, and their rounding is in all that follows.
 const BF16_CHANNELS: usize = 8;
 
@@ -38,7 +40,8 @@ impl PackedWeights {
     /// As [`Self::forward`], for weights that are kept between calls: transformed weights are longer, so where many of them serve few voxels
     /// they stay as they are.
     pub fn to_keep(weights: &[f32], shape: Conv3dShape) -> Self {
-        Self::forward_on(Isa::best(), pays_to_keep(shape), weights, shape)
+        let fast = pays_to_keep(shape, WEIGHTS_PER_VOXEL);
+        Self::forward_on(Isa::best(), fast, weights, shape)
     }
 
     /// As [`Self::to_keep`], in bfloat16: weights and input are rounded, products are summed in float32. Where the processor has no such products, or
@@ -48,7 +51,7 @@ impl PackedWeights {
         if shape.in_channels < BF16_CHANNELS || !isa.has_bf16() {
             return Self::to_keep(weights, shape);
         }
-        Self::pairs_on(isa, pays_to_keep(shape), weights, shape)
+        Self::pairs_on(isa, pays_to_keep(shape, PAIRS_PER_VOXEL), weights, shape)
     }
 
     pub(super) fn pairs_on(isa: Isa, fast: bool, weights: &[f32], shape: Conv3dShape) -> Self {
@@ -273,7 +276,7 @@ pub(super) fn pays(shape: Conv3dShape, from_voxels: usize) -> bool {
 }
 
 /// The same for weights that are kept.
-fn pays_to_keep(shape: Conv3dShape) -> bool {
-    let many = shape.in_channels * shape.out_channels > WEIGHTS_PER_VOXEL * shape.voxels();
+fn pays_to_keep(shape: Conv3dShape, most: usize) -> bool {
+    let many = shape.in_channels * shape.out_channels > most * shape.voxels();
     pays(shape, WINOGRAD_VOXELS) && !many
 }
