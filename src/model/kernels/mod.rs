@@ -12,6 +12,8 @@ pub mod cpu;
 #[cfg(feature = "cuda")]
 pub mod cuda;
 mod flex;
+#[cfg(any(feature = "cuda", feature = "vulkan"))]
+mod gpu;
 mod operations;
 pub mod plain;
 #[cfg(test)]
