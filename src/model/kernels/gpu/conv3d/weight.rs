@@ -47,6 +47,7 @@ fn weight_kernel<E: Float, NI: Size, NO: Size>(
     height: usize,
     width: usize,
     #[comptime] kernel: (usize, usize, usize),
+    #[comptime] size: usize,
     #[comptime] activated: bool,
     #[define(E)] _dtype: StorageType,
 ) {
@@ -59,10 +60,9 @@ fn weight_kernel<E: Float, NI: Size, NO: Size>(
         let part = at / (out_lanes * in_lanes * comptime![kd * kh]);
         let dz = (tap_line / kh) as i32 - comptime![(kd / 2) as i32];
         let dy = (tap_line % kh) as i32 - comptime![(kh / 2) as i32];
-        let zero = Vector::<f32, NI>::new(0.0f32);
-        let mut sums = Array::<Vector<f32, NO>>::new(comptime![kw * NI::value()]);
+        let mut sums = Array::<Vector<f32, NO>>::new(comptime![kw * size]);
         #[unroll]
-        for i in 0..comptime![kw * NI::value()] {
+        for i in 0..comptime![kw * size] {
             sums[i] = Vector::new(0.0f32);
         }
         let slope = slope[0];
@@ -73,35 +73,30 @@ fn weight_kernel<E: Float, NI: Size, NO: Size>(
             if y >= 0 && y < height as i32 && z >= 0 && z < depth as i32 {
                 let source = (line as i32 + dz * height as i32 + dy) as usize;
                 let from = source * width * in_lanes + in_lane;
-                let mut before = zero;
-                let mut here = read::<E, NI>(x, scale, shift, slope, from, in_lane, activated);
+                // Before, here, after: what the taps of a line read.
+                let mut seen = Array::<Vector<f32, NI>>::new(3usize);
+                seen[0] = Vector::new(0.0f32);
+                seen[1] = Vector::new(0.0f32);
+                seen[2] = read::<E, NI>(x, scale, shift, slope, from, in_lane, activated);
                 for column in 0..width {
-                    let mut after = zero;
-                    if comptime![kw == 3] {
-                        if column + 1 < width {
-                            let next = from + (column + 1) * in_lanes;
-                            after = read::<E, NI>(x, scale, shift, slope, next, in_lane, activated);
-                        }
+                    seen[0] = seen[1];
+                    seen[1] = seen[2];
+                    if column + 1 < width {
+                        let next = from + (column + 1) * in_lanes;
+                        seen[2] = read::<E, NI>(x, scale, shift, slope, next, in_lane, activated);
+                    } else {
+                        seen[2] = Vector::new(0.0f32);
                     }
                     let g = Vector::<f32, NO>::cast_from(
                         grad[(line * width + column) * out_lanes + out_lane],
                     );
                     #[unroll]
-                    for i in 0..NI::value() {
-                        if comptime![kw == 3] {
-                            sums[i] += Vector::new(before[i]) * g;
-                            sums[NI::value() + i] += Vector::new(here[i]) * g;
-                            sums[2 * NI::value() + i] += Vector::new(after[i]) * g;
-                        } else {
-                            sums[i] += Vector::new(here[i]) * g;
+                    for kx in 0..kw {
+                        let value = seen[comptime![kx + 1 - kw / 2]];
+                        #[unroll]
+                        for i in 0..size {
+                            sums[kx * size + i] += Vector::new(value[i]) * g;
                         }
-                    }
-                    if comptime![kw == 3] {
-                        before = here;
-                        here = after;
-                    } else if column + 1 < width {
-                        let next = from + (column + 1) * in_lanes;
-                        here = read::<E, NI>(x, scale, shift, slope, next, in_lane, activated);
                     }
                 }
             }
@@ -109,11 +104,11 @@ fn weight_kernel<E: Float, NI: Size, NO: Size>(
         #[unroll]
         for kx in 0..kw {
             #[unroll]
-            for i in 0..NI::value() {
+            for i in 0..size {
                 let tap = tap_line * kw + kx;
                 let row = part * comptime![kd * kh * kw] + tap;
-                let channel = row * in_lanes * NI::value() + in_lane * NI::value() + i;
-                parts[channel * out_lanes + out_lane] = sums[kx * NI::value() + i];
+                let channel = row * in_lanes * size + in_lane * size + i;
+                parts[channel * out_lanes + out_lane] = sums[kx * size + i];
             }
         }
     }
@@ -193,6 +188,7 @@ pub fn weight_grad<R: CubeRuntime>(
         height,
         width,
         (kd, kh, kw),
+        size_in,
         activated,
         dtype.into(),
     );
