@@ -4,8 +4,8 @@ use clap::Args;
 use serde_json::json;
 
 use super::parse_triple;
-use crate::model::bench::{Work, measure};
-use crate::model::{DeviceChoice, PctNetConfig, probe_device};
+use crate::model::bench::{Layers, Work, measure, measure_layers};
+use crate::model::{DeviceChoice, PctNetConfig, PrecisionChoice, probe_device};
 use crate::telemetry::peak_memory_bytes;
 
 /// Classes of the measured networks, background included.
@@ -17,6 +17,10 @@ pub struct BenchArgs {
     /// Where to compute: auto, cpu, cuda or cuda:N
     #[arg(long, default_value = "auto")]
     device: DeviceChoice,
+    /// Numbers of inference: f32, bf16 (rounded factors, sums in f32) or auto, which is bf16 where the processor has such
+    /// products
+    #[arg(long, default_value = "auto")]
+    precision: PrecisionChoice,
     /// Network: pct-net or pct-net-s
     #[arg(long, default_value = "pct-net", value_parser = ["pct-net", "pct-net-s"])]
     network: String,
@@ -29,6 +33,9 @@ pub struct BenchArgs {
     /// Counted runs, after one that does not count
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u16).range(1..))]
     repeats: u16,
+    /// Instead, print each step of inference on the CPU beside what the machine could do at most
+    #[arg(long)]
+    layers: bool,
     /// Print one JSON document
     #[arg(long)]
     json: bool,
@@ -55,10 +62,19 @@ pub fn run(args: BenchArgs) -> anyhow::Result<()> {
         _ => PctNetConfig::pct_net_s,
     };
     let config = make(CLASSES, [64, 128, 128], 1);
+    if args.layers {
+        for patch in patches {
+            let repeats = usize::from(args.repeats);
+            let layers = measure_layers(&config, patch, repeats, args.precision)?;
+            print_layers(&layers, patch, args.json)?;
+        }
+        return Ok(());
+    }
     let mut results = Vec::new();
     for patch in patches {
         for &work in &works {
-            let runs = measure(work, &config, patch, usize::from(args.repeats), args.device)?;
+            let repeats = usize::from(args.repeats);
+            let runs = measure(work, &config, patch, repeats, args.device, args.precision)?;
             let mut seconds: Vec<f64> = runs.iter().map(|run| run.seconds).collect();
             seconds.sort_by(f64::total_cmp);
             let busy: Vec<f64> = runs.iter().map(|run| run.busy_seconds).collect();
@@ -89,5 +105,55 @@ pub fn run(args: BenchArgs) -> anyhow::Result<()> {
             serde_json::to_string_pretty(&json!({"device": device, "results": results}))?
         );
     }
+    Ok(())
+}
+
+/// One line per step: seconds, GFLOP/s by the operation's definition, GB/s, and the bound's share of the seconds.
+fn print_layers(layers: &Layers, patch: [usize; 3], as_json: bool) -> anyhow::Result<()> {
+    let (f32_peak, bf16_peak) = layers.peak;
+    let share = |step| layers.bound_s(step);
+    if as_json {
+        let steps: Vec<_> = layers
+            .steps
+            .iter()
+            .map(|step| {
+                json!({
+                    "step": step.name, "seconds": step.seconds, "operations": step.operations,
+                    "bytes": step.bytes, "bound_seconds": share(step),
+                })
+            })
+            .collect();
+        let report = json!({
+            "patch_zyx": patch, "peak_flops_f32": f32_peak, "peak_flops_bf16": bf16_peak,
+            "bandwidth_bytes_per_s": layers.bandwidth, "steps": steps,
+        });
+        println!("{}", serde_json::to_string_pretty(&report)?);
+        return Ok(());
+    }
+    let bf16 = bf16_peak.map_or_else(|| "none".to_owned(), |peak| format!("{:.0}", peak * 1e-9));
+    println!(
+        "{patch:?}: peak {:.0} GFLOP/s f32, {bf16} bf16; copying {:.1} GB/s",
+        f32_peak * 1e-9,
+        layers.bandwidth * 1e-9
+    );
+    println!("| step | ms | GFLOP/s | GB/s | share of the bound |\n|---|---|---|---|---|");
+    let (mut seconds, mut bound) = (0.0, 0.0);
+    for step in &layers.steps {
+        println!(
+            "| {} | {:.2} | {:.0} | {:.1} | {:.0} % |",
+            step.name,
+            step.seconds * 1e3,
+            step.operations / step.seconds * 1e-9,
+            step.bytes / step.seconds * 1e-9,
+            100.0 * share(step) / step.seconds
+        );
+        seconds += step.seconds;
+        bound += share(step);
+    }
+    println!(
+        "| all | {:.0} | | | {:.0} % |",
+        seconds * 1e3,
+        100.0 * bound / seconds
+    );
     Ok(())
 }

@@ -11,7 +11,7 @@ use serde_json::json;
 use super::Usage;
 use super::progress::Progress;
 use crate::imaging::{Budget, LabelFormat, read_scan, write_label};
-use crate::model::{DeviceChoice, Segmenter};
+use crate::model::{DeviceChoice, PrecisionChoice, Segmenter};
 use crate::telemetry::peak_memory_bytes;
 
 /// Arguments of `fewlabel infer`.
@@ -30,6 +30,10 @@ pub struct InferArgs {
     /// Where to compute: auto, cpu, cuda or cuda:N
     #[arg(long, default_value = "auto")]
     device: DeviceChoice,
+    /// Numbers to compute with: f32, bf16 (rounded factors, sums in f32) or auto, which is bf16 where the processor has
+    /// such products
+    #[arg(long, default_value = "auto")]
+    precision: PrecisionChoice,
     /// Print one JSON document with times and memory
     #[arg(long)]
     json: bool,
@@ -52,7 +56,7 @@ pub fn run(args: InferArgs) -> anyhow::Result<ExitCode> {
         )));
     }
     let load = Instant::now();
-    let segmenter = Segmenter::load(&args.model, args.device)?;
+    let segmenter = Segmenter::load(&args.model, args.device, args.precision)?;
     let load_s = load.elapsed().as_secs_f64();
     if !segmenter.manifest().trained {
         eprintln!("note: this model has not been trained; its labels mean nothing yet");

@@ -12,7 +12,7 @@ use tokio::net::TcpListener;
 use super::Usage;
 use crate::clock::SystemClock;
 use crate::config::{RawServeConfig, ServeConfig};
-use crate::model::{self, DeviceChoice, LabelSchema, Manifest, PctNetConfig};
+use crate::model::{self, DeviceChoice, LabelSchema, Manifest, PctNetConfig, PrecisionChoice};
 use crate::project::{Limits, OpenProject, Project, ProjectError};
 use crate::rest::serve::{serve, stop_signal};
 use crate::rest::{App, AppParts, router};
@@ -48,6 +48,10 @@ pub struct ServeArgs {
     /// Where to compute: auto, cpu, cuda or cuda:N
     #[arg(long, default_value = "auto")]
     pub device: DeviceChoice,
+    /// Numbers of inference: f32, bf16 (rounded factors, sums in f32) or auto, which is bf16 where the processor has such
+    /// products
+    #[arg(long, default_value = "auto")]
+    pub precision: PrecisionChoice,
     /// Model to serve: a folder with manifest.json, or the name of a model in the data folder
     /// [default: the live model; in a new data folder an untrained one]
     #[arg(long, value_name = "NAME|DIR")]
@@ -124,7 +128,12 @@ async fn start(args: ServeArgs) -> anyhow::Result<()> {
         .with_context(|| format!("cannot listen on {}", config.address))?;
     let address = listener.local_addr()?;
     let stop = stop_signal()?;
-    let supervisor = supervisor::spawn(&config.data, project.jobs().clone(), &args.device)?;
+    let supervisor = supervisor::spawn(
+        &config.data,
+        project.jobs().clone(),
+        &args.device,
+        &args.precision,
+    )?;
     let sessions = Sessions::new(&project);
     let housekeeping = tokio::spawn(keep_house(project.clone(), sessions.clone()));
     let app = App::new(AppParts {

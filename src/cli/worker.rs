@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 
-use crate::model::DeviceChoice;
+use crate::model::{DeviceChoice, PrecisionChoice};
 use crate::telemetry::{self, LogFormat};
 
 /// Arguments of `fewlabel worker`.
@@ -16,6 +16,9 @@ pub struct WorkerArgs {
     /// Where to compute: auto, cpu, cuda or cuda:N
     #[arg(long, default_value = "auto")]
     device: DeviceChoice,
+    /// Numbers of inference: auto, f32 or bf16
+    #[arg(long, default_value = "auto")]
+    precision: PrecisionChoice,
 }
 
 /// Works until standard input closes.
@@ -24,5 +27,5 @@ pub struct WorkerArgs {
 /// When the store cannot be opened.
 pub fn run(args: WorkerArgs) -> anyhow::Result<()> {
     telemetry::init(LogFormat::Text, "info")?;
-    Ok(crate::worker::run(&args.data, args.device)?)
+    Ok(crate::worker::run(&args.data, args.device, args.precision)?)
 }

@@ -7,9 +7,15 @@ use burn::tensor::{Tensor, TensorData, backend::Backend};
 
 use super::engine::{DeviceChoice, Engine, on_engine};
 use super::error::ModelError;
-use super::kernels::Kernels;
+use super::infer::cpu_precision;
+use super::kernels::{
+    Kernels,
+    cpu::machine,
+    pages::{KeepPages, give_back},
+};
 use super::loss::{Target, deep_supervised};
-use super::pct_net::{DropoutStream, Mode, PctNet, PctNetConfig, Plan};
+use super::pct_net::{DropoutStream, Mode, PctNet, PctNetConfig, Plan, StepTime};
+use super::precision::PrecisionChoice;
 use super::train::adam;
 use super::weights::to_f32;
 use crate::rng::Rng;
@@ -41,12 +47,13 @@ pub fn measure(
     patch: [usize; 3],
     repeats: usize,
     device: DeviceChoice,
+    precision: PrecisionChoice,
 ) -> Result<Vec<Run>, ModelError> {
     config.validate()?;
     config.check_patch(patch)?;
     let engine = Engine::open(device)?;
     on_engine!(engine, |B, device| match work {
-        Work::Forward => forward::<B>(engine, config, patch, repeats, &device),
+        Work::Forward => forward::<B>(engine, config, patch, repeats, precision, &device),
         Work::TrainingStep => training_step::<B>(config, patch, repeats, &device),
     })
 }
@@ -67,13 +74,16 @@ fn forward<B: Kernels>(
     config: &PctNetConfig,
     patch: [usize; 3],
     repeats: usize,
+    precision: PrecisionChoice,
     device: &B::Device,
 ) -> Result<Vec<Run>, ModelError> {
     let net = PctNet::<B>::new(config, 1, device)?;
     match engine {
         Engine::Cpu => {
-            let mut plan = Plan::new(&net, config.in_chns, patch);
+            let precision = cpu_precision(precision)?;
+            let mut plan = Plan::new(&net, config.in_chns, patch, precision);
             drop(net);
+            give_back();
             let input = noise(patch);
             Ok(timed(repeats, || {
                 plan.run(&input);
@@ -95,6 +105,7 @@ fn training_step<B: Kernels>(
     repeats: usize,
     device: &B::Device,
 ) -> Result<Vec<Run>, ModelError> {
+    let _pages = KeepPages::new();
     let mut net = Some(PctNet::<Autodiff<B>>::new(config, 1, device)?);
     let mut optimiser = adam(1e-5).init();
     let input = tensor::<Autodiff<B>>(noise(patch), patch, device);
@@ -112,6 +123,63 @@ fn training_step<B: Kernels>(
             to_f32(loss.into_data());
         }
     }))
+}
+
+/// The steps of inference on the CPU, and what they are measured against.
+#[derive(Debug, Clone)]
+pub struct Layers {
+    /// Each step's median of the runs.
+    pub steps: Vec<StepTime>,
+    /// Operations per second that the processor reaches on data in its caches: float32, and bfloat16 where it has them.
+    pub peak: (f64, Option<f64>),
+    /// Bytes per second of copying memory.
+    pub bandwidth: f64,
+}
+
+impl Layers {
+    /// The least seconds that a step could take by its definition: its operations at the peak, or its bytes at the
+    /// bandwidth.
+    pub fn bound_s(&self, step: &StepTime) -> f64 {
+        let (f32, bf16) = self.peak;
+        let peak = if step.bf16 { bf16.unwrap_or(f32) } else { f32 };
+        (step.operations / peak).max(step.bytes / self.bandwidth)
+    }
+}
+
+/// Times each step of inference on the CPU; see [`measure`].
+pub fn measure_layers(
+    config: &PctNetConfig,
+    patch: [usize; 3],
+    repeats: usize,
+    precision: PrecisionChoice,
+) -> Result<Layers, ModelError> {
+    config.validate()?;
+    config.check_patch(patch)?;
+    let precision = cpu_precision(precision)?;
+    let peak = (
+        machine::peak_operations_per_s(false).unwrap_or(f64::INFINITY),
+        machine::peak_operations_per_s(true),
+    );
+    let bandwidth = machine::bandwidth_bytes_per_s();
+    let mut plan = {
+        let net = PctNet::<burn_flex::Flex>::new(config, 1, &Default::default())?;
+        Plan::new(&net, config.in_chns, patch, precision)
+    };
+    give_back();
+    plan.run(&noise(patch));
+    let mut runs: Vec<Vec<StepTime>> = (0..repeats.max(1)).map(|_| plan.time_steps()).collect();
+    let mut steps = runs.pop().unwrap_or_default();
+    for (i, step) in steps.iter_mut().enumerate() {
+        let all = runs.iter().map(|run| run[i].seconds);
+        let mut seconds: Vec<f64> = all.chain([step.seconds]).collect();
+        seconds.sort_by(f64::total_cmp);
+        step.seconds = seconds[seconds.len() / 2];
+    }
+    Ok(Layers {
+        steps,
+        peak,
+        bandwidth,
+    })
 }
 
 fn timed(repeats: usize, mut work: impl FnMut()) -> Vec<Run> {

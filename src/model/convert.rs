@@ -8,6 +8,7 @@ use burn_flex::Flex;
 use super::error::ModelError;
 use super::manifest::{Lineage, Manifest, ModelDescription, Preprocessing, write_model};
 use super::pct_net::{Mode, PctNet, PctNetConfig, Plan};
+use super::precision::Precision;
 use super::schema::LabelSchema;
 use super::weights::{HostTensor, LoadReport, State, export, import, to_f32};
 
@@ -158,9 +159,9 @@ pub fn verify(model: &Path, reference: &State) -> Result<Vec<(String, f32)>, Mod
     }
     // Inference goes another way than training to the finest output.
     if let Some(expected) = reference.get("logits0") {
-        let mut plan = Plan::new(&net, channels, [d, h, w]);
+        let mut plan = Plan::new(&net, channels, [d, h, w], Precision::F32);
         let items = input.values.chunks_exact(channels * d * h * w);
-        let logits: Vec<f32> = items.flat_map(|item| plan.run(item)).collect();
+        let logits: Vec<f32> = items.flat_map(|item| plan.run(item).to_vec()).collect();
         let shape = [input.shape[0], manifest.network.class_num, d, h, w];
         let output = Tensor::from_data(TensorData::new(logits, shape), &Default::default());
         let difference = largest_difference(output, expected)

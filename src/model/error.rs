@@ -43,6 +43,9 @@ pub enum ModelError {
         /// Why it cannot be used.
         reason: String,
     },
+    /// The device does not compute in the chosen precision.
+    #[error("{0}")]
+    Precision(String),
     /// The data cannot be trained on.
     #[error("cannot train: {0}")]
     Data(String),

@@ -13,6 +13,7 @@ mod manifest;
 mod parity;
 pub mod pct_net;
 mod plan;
+mod precision;
 pub mod pretrain;
 mod schema;
 mod train;
@@ -26,6 +27,7 @@ pub use infer::{Segmentation, Segmenter};
 pub use manifest::{Lineage, Manifest, ModelDescription, Preprocessing, write_model};
 pub use pct_net::PctNetConfig;
 pub use plan::plan_preprocessing;
+pub use precision::{Precision, PrecisionChoice};
 pub use schema::{LabelSchema, MAX_LABELS, SchemaError};
 pub use train::{
     CheckpointPlan, Schedule, TrainCase, TrainEvent, TrainOptions, TrainReport, TrainRequest, train,

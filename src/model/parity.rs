@@ -14,6 +14,7 @@ use burn_flex::Flex;
 use super::convert::largest_difference;
 use super::loss::{Target, deep_supervised, dice_and_cross_entropy};
 use super::pct_net::{DropoutStream, Mode, PctNet, PctNetConfig, Plan};
+use super::precision::Precision;
 use super::train::adam;
 use super::weights::{HostTensor, State, export, import, parse, read_checkpoint};
 
@@ -78,7 +79,9 @@ fn outputs_match(name: &str) {
     let input = &fixture.reference["input"];
     if input.shape[0] == 1 {
         let size = [input.shape[2], input.shape[3], input.shape[4]];
-        let logits = Plan::new(&net, input.shape[1], size).run(&input.values);
+        let logits = Plan::new(&net, input.shape[1], size, Precision::F32)
+            .run(&input.values)
+            .to_vec();
         let shape = [1, fixture.config.class_num, size[0], size[1], size[2]];
         let logits = Tensor::from_data(TensorData::new(logits, shape), &Default::default());
         let worst = largest_difference(logits, &fixture.reference["logits0"]).unwrap();

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use super::{Failure, Outcome, Reporter, Worker};
 use crate::imaging::components::{self, Connectivity};
 use crate::imaging::{Budget, LabelFormat, Volume, read_scan, write_label};
-use crate::model::{Segmentation, Segmenter};
+use crate::model::{DeviceChoice, PrecisionChoice, Segmentation, Segmenter};
 use crate::project::requests::{ImageSource, InferRequest, InferResult};
 use crate::project::{ImageId, Map, Origin, SubmitLabel, Tag};
 use crate::rounds::registry::{ModelVersion, Registry};
@@ -24,11 +24,12 @@ impl Models {
     fn get(
         &mut self,
         version: &ModelVersion,
-        worker_device: crate::model::DeviceChoice,
+        device: DeviceChoice,
+        precision: PrecisionChoice,
     ) -> Result<&Segmenter, Failure> {
         let loaded = match self.loaded.remove(&version.name) {
             Some((number, segmenter)) if number == version.version => segmenter,
-            _ => Segmenter::load(&version.dir, worker_device)?,
+            _ => Segmenter::load(&version.dir, device, precision)?,
         };
         let (_, segmenter) = self
             .loaded
@@ -173,7 +174,7 @@ impl Worker {
         let read = Instant::now();
         let scan = read_scan(image, budget).map_err(Failure::Image)?;
         let read_s = read.elapsed().as_secs_f64();
-        let segmenter = self.models.get(version, self.device)?;
+        let segmenter = self.models.get(version, self.device, self.precision)?;
         let segmentation = segmenter.segment(&scan.volume, &mut |_, _| reporter.flow());
         let mut segmentation = match segmentation {
             Err(crate::model::ModelError::Stopped) => return Err(Failure::Stopped),

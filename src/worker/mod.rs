@@ -22,7 +22,7 @@ use std::time::Duration;
 
 use tokio::runtime::Runtime;
 
-use crate::model::DeviceChoice;
+use crate::model::{DeviceChoice, PrecisionChoice};
 use crate::project::{JobKind, Project, ProjectError, StoreError};
 use outcome::{Failure, Outcome};
 use reporter::Reporter;
@@ -43,6 +43,7 @@ struct Worker {
     project: Project,
     runtime: Runtime,
     device: DeviceChoice,
+    precision: PrecisionChoice,
     name: String,
     /// Set when the server is gone or asks the worker to end.
     ending: Arc<AtomicBool>,
@@ -53,7 +54,11 @@ struct Worker {
 ///
 /// # Errors
 /// When the store cannot be opened or stops answering.
-pub fn run(data: &Path, device: DeviceChoice) -> Result<(), ProjectError> {
+pub fn run(
+    data: &Path,
+    device: DeviceChoice,
+    precision: PrecisionChoice,
+) -> Result<(), ProjectError> {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(1)
         .enable_all()
@@ -67,6 +72,7 @@ pub fn run(data: &Path, device: DeviceChoice) -> Result<(), ProjectError> {
         project,
         runtime,
         device,
+        precision,
         name,
         ending,
         models: Default::default(),

@@ -13,7 +13,7 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
 use super::worker_name;
-use crate::model::DeviceChoice;
+use crate::model::{DeviceChoice, PrecisionChoice};
 use crate::project::Jobs;
 
 /// Pause before a worker that ended is started again.
@@ -32,11 +32,17 @@ pub struct Supervisor {
 ///
 /// # Errors
 /// When it cannot be started.
-pub fn spawn(data: &Path, jobs: Jobs, device: &DeviceChoice) -> io::Result<Supervisor> {
+pub fn spawn(
+    data: &Path,
+    jobs: Jobs,
+    device: &DeviceChoice,
+    precision: &PrecisionChoice,
+) -> io::Result<Supervisor> {
     let start = Start {
         program: std::env::current_exe()?,
         data: data.to_owned(),
         device: device.to_string(),
+        precision: precision.to_string(),
     };
     let child = start.child()?;
     let (alive, stop) = (watch::Sender::new(true), watch::Sender::new(false));
@@ -68,6 +74,7 @@ struct Start {
     program: PathBuf,
     data: PathBuf,
     device: String,
+    precision: String,
 }
 
 impl Start {
@@ -77,6 +84,7 @@ impl Start {
             .arg("--data")
             .arg(&self.data)
             .args(["--device", &self.device])
+            .args(["--precision", &self.precision])
             .stdin(Stdio::piped())
             .stdout(Stdio::null())
             .kill_on_drop(true)

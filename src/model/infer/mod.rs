@@ -7,5 +7,5 @@ mod blend;
 mod segment;
 mod windows;
 
-pub(super) use segment::{Forward, NetworkOn, prepare, segment};
+pub(super) use segment::{Forward, NetworkOn, cpu_precision, prepare, segment};
 pub use segment::{Segmentation, Segmenter};

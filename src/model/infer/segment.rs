@@ -12,9 +12,10 @@ use super::windows;
 use crate::imaging::{ImagingError, Volume, orientation, resample};
 use crate::model::engine::{DeviceChoice, Engine, on_engine};
 use crate::model::error::ModelError;
-use crate::model::kernels::Kernels;
+use crate::model::kernels::{Kernels, pages::give_back};
 use crate::model::manifest::{Manifest, ModelDescription, Preprocessing};
-use crate::model::pct_net::{Mode, PctNet, Plan};
+use crate::model::pct_net::{Mode, PctNet, Plan, precision_on_cpu};
+use crate::model::precision::{Precision, PrecisionChoice};
 use crate::model::weights::{import, to_f32};
 
 /// A window whose every voxel is below this holds only air; it is background without asking the network.
@@ -62,6 +63,14 @@ impl<B: Kernels> Forward for NetworkOn<B> {
     }
 }
 
+/// The precision of a plan on the CPU.
+///
+/// # Errors
+/// The processor does not compute in it.
+pub(in crate::model) fn cpu_precision(choice: PrecisionChoice) -> Result<Precision, ModelError> {
+    precision_on_cpu(choice).map_err(ModelError::Precision)
+}
+
 /// The network on the CPU, made ready for one patch size.
 struct Planned(Mutex<Plan>);
 
@@ -69,7 +78,7 @@ impl Forward for Planned {
     fn logits(&self, patch: Vec<f32>) -> Vec<f32> {
         // A plan holds no state between runs, so one that a panic interrupted is as good as new.
         let mut plan = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        plan.run(&patch)
+        plan.run(&patch).to_vec()
     }
 }
 
@@ -77,8 +86,13 @@ impl Segmenter {
     /// Loads a model directory onto a device. Every parameter must be there.
     ///
     /// # Errors
-    /// The directory is not a model, its weights do not fit its manifest, or the device is not there.
-    pub fn load(dir: &Path, device: DeviceChoice) -> Result<Self, ModelError> {
+    /// The directory is not a model, its weights do not fit its manifest, or the device is not there or cannot compute
+    /// in this precision.
+    pub fn load(
+        dir: &Path,
+        device: DeviceChoice,
+        precision: PrecisionChoice,
+    ) -> Result<Self, ModelError> {
         let manifest = Manifest::read(dir)?;
         let state = manifest.read_weights(dir)?;
         let engine = Engine::open(device)?;
@@ -99,7 +113,11 @@ impl Segmenter {
             drop(state);
             match engine {
                 Engine::Cpu => {
-                    let plan = Plan::new(&net, manifest.network.in_chns, manifest.patch);
+                    let precision = cpu_precision(precision)?;
+                    let channels = manifest.network.in_chns;
+                    let plan = Plan::new(&net, channels, manifest.patch, precision);
+                    drop(net);
+                    give_back();
                     Box::new(Planned(Mutex::new(plan)))
                 }
                 #[cfg(feature = "cuda")]

@@ -4,10 +4,12 @@ use burn::tensor::{TensorData, ops::FloatTensorOps};
 use burn_flex::{Flex, FlexTensor};
 
 use super::cpu::dice_cross_entropy::dice_cross_entropy;
-use super::cpu::{batch_norm, conv3d, gelu, layer_norm, pool, tokens, upsample, window_attention};
+use super::cpu::{
+    adam, batch_norm, conv3d, gelu, layer_norm, pool, tokens, upsample, window_attention,
+};
 use super::{
-    AttentionLayout, DICE_SMOOTHING, Kernels, MASKED, NORM_EPSILON, NormConvGrads, NormPreluGrads,
-    RowIndex, VoxelLabels,
+    AdamStep, AttentionLayout, DICE_SMOOTHING, Kernels, MASKED, NORM_EPSILON, NormConvGrads,
+    NormPreluGrads, RowIndex, VoxelLabels,
 };
 
 /// A contiguous tensor whose values can be borrowed.
@@ -429,6 +431,30 @@ impl Kernels for Flex {
             x,
             &[grad.shape[0], grad.shape[1] * taps, map[0], map[1], map[2]],
         )
+    }
+
+    fn adam_step(tensors: [FlexTensor; 4], step: AdamStep) -> [FlexTensor; 3] {
+        let [parameter, grad, first, second] = tensors;
+        let grad = Host::new(grad);
+        // Their owners are gone by now, so these are changed in place; where one is shared after all, a copy is.
+        let mut all = [parameter, first, second].map(|tensor| {
+            let mut tensor = tensor.to_contiguous();
+            if tensor.try_storage_mut::<f32>().is_none() {
+                let host = Host::new(tensor);
+                tensor = self::tensor(host.values().to_vec(), &host.shape);
+            }
+            tensor
+        });
+        let [parameter, first, second] = all.each_mut();
+        let (Some(parameter), Some(first), Some(second)) = (
+            parameter.try_storage_mut::<f32>(),
+            first.try_storage_mut::<f32>(),
+            second.try_storage_mut::<f32>(),
+        ) else {
+            unreachable!("a fresh tensor has one owner")
+        };
+        adam::adam_step(parameter, grad.values(), first, second, step);
+        all
     }
 
     fn dice_cross_entropy(

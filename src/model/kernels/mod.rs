@@ -15,11 +15,13 @@ mod flex;
 #[cfg(any(feature = "cuda", feature = "vulkan"))]
 mod gpu;
 mod operations;
+pub mod pages;
 pub mod plain;
 #[cfg(test)]
 mod tests;
 
 pub use operations::{
-    AttentionLayout, Kernels, MASKED, NO_ROW, NormConvGrads, NormPreluGrads, RowIndex, VoxelLabels,
+    AdamStep, AttentionLayout, Kernels, MASKED, NO_ROW, NormConvGrads, NormPreluGrads, RowIndex,
+    VoxelLabels,
 };
 pub(crate) use operations::{DICE_SMOOTHING, NORM_EPSILON, raw, wrap};

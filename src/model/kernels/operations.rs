@@ -28,6 +28,33 @@ pub struct NormConvGrads<F> {
     pub bias: F,
 }
 
+/// One step of Adam; see [`Kernels::adam_step`].
+#[derive(Debug, Clone, Copy)]
+pub struct AdamStep {
+    /// Learning rate.
+    pub rate: f32,
+    /// L2 penalty, added to the gradient.
+    pub weight_decay: f32,
+    /// Decay of the mean of the gradients.
+    pub beta_1: f32,
+    /// Decay of the mean of their squares.
+    pub beta_2: f32,
+    /// Added to the root of the mean square.
+    pub epsilon: f32,
+    /// Steps made, this one included.
+    pub time: usize,
+}
+
+impl AdamStep {
+    /// What the mean is multiplied with, and what is added to the root of the mean square, so that both count for their
+    /// start from zero.
+    pub(super) fn corrections(&self) -> (f32, f32) {
+        let time = i32::try_from(self.time).unwrap_or(i32::MAX);
+        let root = (1.0 - self.beta_2.powi(time)).sqrt();
+        (root / (1.0 - self.beta_1.powi(time)), self.epsilon * root)
+    }
+}
+
 /// What PCT-Net needs from a backend beyond burn's operations.
 pub trait Kernels: Backend {
     /// Convolution with stride 1 and zero padding that keeps the size; kernel sides are 1 or 3.
@@ -254,6 +281,12 @@ pub trait Kernels: Backend {
         _labels: &VoxelLabels,
     ) -> Option<(FloatTensor<Self>, FloatTensor<Self>)> {
         None
+    }
+
+    /// Adam (Kingma and Ba 2015) as `torch.optim.Adam` computes it, of a parameter of any shape: the new parameter and both
+    /// moments. `[parameter, gradient, first moment, second moment]`, all of one shape.
+    fn adam_step(tensors: [FloatTensor<Self>; 4], step: AdamStep) -> [FloatTensor<Self>; 3] {
+        plain::adam_step::<Self>(tensors, step)
     }
 
     /// [`Kernels::dice_cross_entropy`] as a step of a computation that may be differentiated: the loss `[1]`.

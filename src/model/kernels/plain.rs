@@ -2,14 +2,14 @@
 //! faster versions are tested against.
 
 use burn::tensor::{
-    Int, Tensor, TensorData,
+    Int, Tensor, TensorData, TensorMetadata,
     backend::Backend,
     ops::{ConvOptions, FloatTensor},
 };
 
 use super::{
-    AttentionLayout, Kernels, MASKED, NORM_EPSILON, NormConvGrads, NormPreluGrads, RowIndex, raw,
-    wrap,
+    AdamStep, AttentionLayout, Kernels, MASKED, NORM_EPSILON, NormConvGrads, NormPreluGrads,
+    RowIndex, raw, wrap,
 };
 
 fn same_padding<B: Backend>(weight: &Tensor<B, 5>) -> ConvOptions<3> {
@@ -424,4 +424,23 @@ fn by_channel<B: Backend>(x: &Tensor<B, 5>) -> Tensor<B, 3> {
 
 fn sum_per_channel<B: Backend>(x: Tensor<B, 3>) -> Tensor<B, 3> {
     x.sum_dim(0).sum_dim(2)
+}
+
+/// See [`Kernels::adam_step`](super::Kernels::adam_step).
+pub fn adam_step<B: Backend>(tensors: [FloatTensor<B>; 4], step: AdamStep) -> [FloatTensor<B>; 3] {
+    let [parameter, grad, first, second] = tensors.map(|tensor| {
+        let len = tensor.shape().num_elements();
+        (
+            tensor.shape(),
+            wrap::<B, 1>(B::float_reshape(tensor, [len].into())),
+        )
+    });
+    let (shape, parameter) = parameter;
+    let grad = grad.1 + parameter.clone() * step.weight_decay;
+    let first = first.1 * step.beta_1 + grad.clone() * (1.0 - step.beta_1);
+    let second = second.1 * step.beta_2 + grad.clone() * grad * (1.0 - step.beta_2);
+    let (factor, epsilon) = step.corrections();
+    let change = first.clone() * factor / (second.clone().sqrt() + epsilon);
+    [parameter - change * step.rate, first, second]
+        .map(|tensor| B::float_reshape(raw(tensor), shape.clone()))
 }

@@ -246,3 +246,36 @@ fn blocks() {
         );
     }
 }
+
+#[test]
+fn one_step_of_adam() {
+    for (time, len) in [(1, 5), (7, 70_001)] {
+        let tensors = || {
+            let second = random::<1>(4, [len]);
+            let second =
+                plain::exact_gelu::<Flex>(raw(wrap::<Flex, 1>(second).abs().reshape([1, 1, len])));
+            [
+                random(1, [len]),
+                random(2, [len]),
+                random(3, [len]),
+                raw(wrap::<Flex, 3>(second).reshape([len])),
+            ]
+        };
+        let step = AdamStep {
+            rate: 0.01,
+            weight_decay: 0.1,
+            beta_1: 0.9,
+            beta_2: 0.999,
+            epsilon: 1e-8,
+            time,
+        };
+        // One of them is shared, so it is copied; the others change in place.
+        let (shared, want) = (tensors(), plain::adam_step::<Flex>(tensors(), step));
+        let kept = shared[2].clone();
+        let before = values::<1>(kept.clone());
+        for (got, want) in Flex::adam_step(shared, step).into_iter().zip(want) {
+            same::<1>(got, want);
+        }
+        assert_eq!(values::<1>(kept), before);
+    }
+}

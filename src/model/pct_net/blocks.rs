@@ -137,8 +137,10 @@ impl<B: Kernels> UpCat<B> {
     }
 
     pub fn forward(&self, fine: Tensor<B, 5>, coarse: Tensor<B, 5>, mode: Mode) -> Tensor<B, 5> {
-        let activated = self.up.pre_norm.forward(coarse, &self.up.pre_act, mode);
-        let up = self.up.pre_up.forward(activated);
+        let up = &self.up;
+        let up = up
+            .pre_up
+            .forward_activated(coarse, &up.pre_norm, &up.pre_act, mode);
         self.conv.forward(Tensor::cat(vec![fine, up], 1), mode)
     }
 }

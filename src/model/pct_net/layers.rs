@@ -123,23 +123,6 @@ impl<B: Kernels> Conv3d<B> {
             raw(self.bias.val()),
         ))
     }
-
-    /// Convolution of `prelu(x * scale + shift)`, for inference.
-    fn forward_activated(
-        &self,
-        x: Tensor<B, 5>,
-        affine: Affine<B>,
-        act: &PRelu<B>,
-    ) -> Tensor<B, 5> {
-        wrap(B::scale_prelu_conv3d(
-            raw(x),
-            raw(affine.scale),
-            raw(affine.shift),
-            raw(act.weight.val()),
-            raw(self.weight.val()),
-            raw(self.bias.val()),
-        ))
-    }
 }
 
 /// PReLU with one slope for all channels.
@@ -223,8 +206,30 @@ impl<B: Kernels> BatchNorm<B> {
         conv: &Conv3d<B>,
         mode: Mode,
     ) -> Tensor<B, 5> {
+        self.forward_into(x, act, conv.weight.val(), conv.bias.val(), mode)
+    }
+
+    /// [`Self::forward_conv`] with a weight `[out, in, kd, kh, kw]` and a bias `[out]`.
+    fn forward_into(
+        &self,
+        x: Tensor<B, 5>,
+        act: &PRelu<B>,
+        weight: Tensor<B, 5>,
+        bias: Tensor<B, 1>,
+        mode: Mode,
+    ) -> Tensor<B, 5> {
         match mode {
-            Mode::Eval => conv.forward_activated(x, self.affine(), act),
+            Mode::Eval => {
+                let affine = self.affine();
+                wrap(B::scale_prelu_conv3d(
+                    raw(x),
+                    raw(affine.scale),
+                    raw(affine.shift),
+                    raw(act.weight.val()),
+                    raw(weight),
+                    raw(bias),
+                ))
+            }
             Mode::Train(_) => {
                 let count = voxels(&x);
                 let (y, mean, variance) = B::batch_norm_conv3d(
@@ -232,8 +237,8 @@ impl<B: Kernels> BatchNorm<B> {
                     raw(self.weight.val()),
                     raw(self.bias.val()),
                     raw(act.weight.val()),
-                    raw(conv.weight.val()),
-                    raw(conv.bias.val()),
+                    raw(weight),
+                    raw(bias),
                 );
                 self.observe(wrap(mean), wrap(variance), count);
                 wrap(y)
@@ -280,15 +285,25 @@ impl<B: Kernels> ConvTranspose3d<B> {
         }
     }
 
-    /// `[batch, in, d, h, w]` to `[batch, out, d * kd, h * kh, w * kw]`.
-    pub fn forward(&self, x: Tensor<B, 5>) -> Tensor<B, 5> {
-        let [batch, input, d, h, w] = x.dims();
+    /// Normalisation, PReLU, transposed convolution: `[batch, in, d, h, w]` to `[batch, out, d * kd, h * kh, w * kw]`.
+    pub fn forward_activated(
+        &self,
+        x: Tensor<B, 5>,
+        norm: &BatchNorm<B>,
+        act: &PRelu<B>,
+        mode: Mode,
+    ) -> Tensor<B, 5> {
         let weight = self.weight.val();
-        let [_, output, kd, kh, kw] = weight.dims();
-        let taps = kd * kh * kw;
-        let matrix = weight.reshape([1, input, output * taps]).swap_dims(1, 2);
-        let blocks = matrix.matmul(x.reshape([batch, input, d * h * w]));
-        let blocks = blocks.reshape([batch, output * taps, d, h, w]);
+        let [input, output, kd, kh, kw] = weight.dims();
+        let blocks = output * kd * kh * kw;
+        let matrix = weight.reshape([input, blocks]).transpose();
+        let blocks = norm.forward_into(
+            x,
+            act,
+            matrix.reshape([blocks, input, 1, 1, 1]),
+            Tensor::zeros([blocks], &self.bias.val().device()),
+            mode,
+        );
         wrap(B::blocks_to_space(
             raw(blocks),
             raw(self.bias.val()),

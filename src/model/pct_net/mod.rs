@@ -15,4 +15,4 @@ mod record;
 pub use config::{ConfigError, PctNetConfig};
 pub use layers::{DropoutStream, Mode};
 pub use net::PctNet;
-pub use plan::Plan;
+pub use plan::{Plan, StepTime, precision as precision_on_cpu};

@@ -17,8 +17,29 @@ use crate::model::kernels::cpu::tokens::blocks_to_space_into;
 use crate::model::kernels::cpu::window_attention::{
     AttentionBias, AttentionMap, AttentionShape, window_attention_in_map,
 };
-use crate::model::kernels::cpu::zeroed;
+use crate::model::kernels::cpu::{Isa, zeroed};
 use crate::model::kernels::{Kernels, MASKED, NORM_EPSILON};
+use crate::model::precision::{Precision, PrecisionChoice};
+
+/// The precision of inference on this machine's CPU for what the user chose.
+///
+/// # Errors
+/// Why it cannot be used.
+pub fn precision(choice: PrecisionChoice) -> Result<Precision, String> {
+    let bf16 = Isa::best().has_bf16();
+    match choice {
+        PrecisionChoice::Auto if bf16 => Ok(Precision::Bf16),
+        PrecisionChoice::Auto => Ok(Precision::F32),
+        PrecisionChoice::Fixed(Precision::Bf16) if !bf16 => Err(
+            "this processor has no bfloat16 products (AVX512-BF16); use --precision f32 or auto"
+                .into(),
+        ),
+        PrecisionChoice::Fixed(Precision::F16) => {
+            Err("the CPU does not compute in f16; use --precision f32, bf16 or auto".into())
+        }
+        PrecisionChoice::Fixed(precision) => Ok(precision),
+    }
+}
 
 /// Offsets in the buffer are multiples of this many floats, a cache line.
 const ALIGN: usize = 16;
@@ -97,12 +118,18 @@ pub struct Plan {
 
 impl Plan {
     /// The finest scale of `net` for patches `[depth, height, width]`, which must divide by the network's stride, with
-    /// `channels` input channels.
-    pub fn new<B: Kernels>(net: &PctNet<B>, channels: usize, patch: [usize; 3]) -> Self {
-        let mut recorder = Recorder::default();
+    /// `channels` input channels. With [`Precision::Bf16`] the factors of convolutions and linear layers are rounded to it
+    /// where the processor multiplies such numbers ([`precision`] tells); sums and everything else are float32.
+    pub fn new<B: Kernels>(
+        net: &PctNet<B>,
+        channels: usize,
+        patch: [usize; 3],
+        precision: Precision,
+    ) -> Self {
+        let mut recorder = Recorder::new(precision == Precision::Bf16);
         let input = recorder.map(channels, patch);
         let output = net.walk_finest(&mut recorder, input).value;
-        let Recorder { steps, lens } = recorder;
+        let Recorder { steps, lens, .. } = recorder;
         let places = place(&steps, &lens, output);
         let end = places.iter().map(|(from, len)| from + len).max();
         Self {
@@ -116,7 +143,7 @@ impl Plan {
 
     /// Logits `[classes, depth, height, width]` of one patch `[channels, depth, height, width]`; a shorter patch is
     /// completed with what was there before, a longer one cut.
-    pub fn run(&mut self, patch: &[f32]) -> Vec<f32> {
+    pub fn run(&mut self, patch: &[f32]) -> &[f32] {
         let (from, len) = self.places[self.input.0];
         let len = len.min(patch.len());
         self.buffer[from..from + len].copy_from_slice(&patch[..len]);
@@ -124,11 +151,75 @@ impl Plan {
             step.run(&self.places, &mut self.buffer);
         }
         let (from, len) = self.places[self.output.0];
-        self.buffer[from..from + len].to_vec()
+        &self.buffer[from..from + len]
+    }
+}
+
+/// What one step of a plan does, and how long it took.
+#[derive(Debug, Clone)]
+pub struct StepTime {
+    /// The operation with its sizes.
+    pub name: String,
+    /// Wall clock.
+    pub seconds: f64,
+    /// Multiplications and additions of the operation by its definition.
+    pub operations: f64,
+    /// What it reads and writes once, weights included.
+    pub bytes: f64,
+    /// Whether its factors are bfloat16.
+    pub bf16: bool,
+}
+
+impl Plan {
+    /// One run on whatever is in the buffer, step by step.
+    pub fn time_steps(&mut self) -> Vec<StepTime> {
+        let mut times = Vec::with_capacity(self.steps.len());
+        for step in &self.steps {
+            let start = std::time::Instant::now();
+            step.run(&self.places, &mut self.buffer);
+            let seconds = start.elapsed().as_secs_f64();
+            times.push(step.described(&self.places, seconds));
+        }
+        times
     }
 }
 
 impl Step {
+    fn described(&self, places: &[(usize, usize)], seconds: f64) -> StepTime {
+        let values = self.reads.iter().chain([&self.writes]);
+        let floats: usize = values.map(|value| places[value.0].1).sum();
+        let written = places[self.writes.0].1;
+        let (name, operations, weights, bf16) = match &self.kind {
+            StepKind::Convolution(conv) => conv.described(),
+            StepKind::Pool(_) => ("max pool".to_owned(), written, 0, false),
+            StepKind::BlocksToSpace { .. } => ("blocks to space".to_owned(), written, 0, false),
+            StepKind::LayerNorm { gamma, .. } => (
+                format!("layer norm of {}", gamma.len()),
+                8 * written,
+                0,
+                false,
+            ),
+            StepKind::Attention(terms) => {
+                let AttentionShape {
+                    windows,
+                    heads,
+                    tokens,
+                    dim,
+                } = terms.shape;
+                let name = format!("attention, {windows} windows of {tokens}, {heads} x {dim}");
+                let pairs = windows * heads * tokens * tokens;
+                (name, 4 * pairs * dim, terms.bias.len(), false)
+            }
+        };
+        StepTime {
+            name,
+            seconds,
+            operations: operations as f64,
+            bytes: 4.0 * (floats + weights) as f64,
+            bf16,
+        }
+    }
+
     fn run(&self, places: &[(usize, usize)], buffer: &mut [f32]) {
         let range = |value: Option<&Value>| {
             value.map_or(0..0, |value| {
@@ -160,6 +251,25 @@ impl Step {
 }
 
 impl Convolution {
+    /// Name, operations, floats of the weights, whether they are bfloat16.
+    fn described(&self) -> (String, usize, usize, bool) {
+        let shape = self.shape;
+        let channels: Vec<String> = self.channels.iter().map(usize::to_string).collect();
+        let [kz, ky, kx] = shape.kernel;
+        let name = format!(
+            "{}to {}, {kz}x{ky}x{kx}, {}x{}x{}, {}",
+            channels.join("+") + " ",
+            shape.out_channels,
+            shape.depth,
+            shape.height,
+            shape.width,
+            self.weights.method(),
+        );
+        let operations = 2 * shape.weights() * shape.voxels();
+        let bf16 = self.weights.is_bf16();
+        (name, operations, self.weights.floats(), bf16)
+    }
+
     fn run(&self, reads: [&[f32]; READS], to: &mut [f32]) {
         let inputs: Vec<(&[f32], usize)> = reads
             .into_iter()
@@ -266,39 +376,45 @@ mod tests {
         import(net, &state, config.resolution_mode).0
     }
 
+    /// A configuration, a patch size and values for it.
+    fn random_case(case: u64) -> (PctNetConfig, [usize; 3], Vec<f32>) {
+        let rng = &mut Rng::new(77).stream(case);
+        let heads = [1 + rng.below(3), 1 + rng.below(3), 1 + rng.below(4)];
+        let mode = (case % 3) as u8;
+        let stride = [16 >> mode, 16, 16];
+        let mut size = || stride.map(|side| side * (1 + rng.below(3)));
+        let (input_size, patch) = (size(), size());
+        let mut config = PctNetConfig::pct_net_s(2 + rng.below(4), input_size, mode);
+        config.num_heads = heads;
+        config.feature_chns = [
+            1 + rng.below(14),
+            1 + rng.below(20),
+            heads[0] * (1 + rng.below(9)),
+            heads[1] * (1 + rng.below(9)),
+            heads[2] * (1 + rng.below(9)),
+        ];
+        config.window_sizes = [0; 3].map(|_| 2 + rng.below(5));
+        config.depths = [0; 3].map(|_| 1 + rng.below(3));
+        config.in_chns = 1 + rng.below(2);
+        config.validate().unwrap();
+        let values = (0..config.in_chns * patch.iter().product::<usize>())
+            .map(|_| rng.normal() as f32)
+            .collect();
+        (config, patch, values)
+    }
+
     #[test]
     fn the_plan_computes_what_the_network_does() {
         for case in 0..24u64 {
-            let rng = &mut Rng::new(77).stream(case);
-            let heads = [1 + rng.below(3), 1 + rng.below(3), 1 + rng.below(4)];
-            let mode = (case % 3) as u8;
-            let stride = [16 >> mode, 16, 16];
-            let mut size = || stride.map(|side| side * (1 + rng.below(3)));
-            let (input_size, patch) = (size(), size());
-            let mut config = PctNetConfig::pct_net_s(2 + rng.below(4), input_size, mode);
-            config.num_heads = heads;
-            config.feature_chns = [
-                1 + rng.below(14),
-                1 + rng.below(20),
-                heads[0] * (1 + rng.below(9)),
-                heads[1] * (1 + rng.below(9)),
-                heads[2] * (1 + rng.below(9)),
-            ];
-            config.window_sizes = [0; 3].map(|_| 2 + rng.below(5));
-            config.depths = [0; 3].map(|_| 1 + rng.below(3));
-            config.in_chns = 1 + rng.below(2);
-            config.validate().unwrap();
+            let (config, patch, values) = random_case(case);
             let net = random_network(&config, case);
-            let values: Vec<f32> = (0..config.in_chns * patch.iter().product::<usize>())
-                .map(|_| rng.normal() as f32)
-                .collect();
             let [d, h, w] = patch;
             let data = TensorData::new(values.clone(), [1, config.in_chns, d, h, w]);
             let input = Tensor::<Flex, 5>::from_data(data, &Default::default());
             let want = to_f32(net.forward_finest(input, Mode::Eval).into_data());
             let scale = want.iter().fold(1f32, |top, v| top.max(v.abs()));
 
-            let mut plan = Plan::new(&net, config.in_chns, patch);
+            let mut plan = Plan::new(&net, config.in_chns, patch, Precision::F32);
             drop(net);
             // The second time the buffer is full of what the first left.
             for _ in 0..2 {
@@ -315,10 +431,37 @@ mod tests {
     }
 
     #[test]
+    fn bfloat16_is_near() {
+        if precision(PrecisionChoice::Fixed(Precision::Bf16)).is_err() {
+            eprintln!("skipped: this processor has no bfloat16 products");
+            return;
+        }
+        for case in 0..24u64 {
+            let (mut config, patch, values) = random_case(case);
+            // Wide enough that most layers are computed so.
+            config.feature_chns = config.feature_chns.map(|channels| 4 * channels);
+            let net = random_network(&config, case);
+            let [want, got] = [Precision::F32, Precision::Bf16].map(|precision| {
+                Plan::new(&net, config.in_chns, patch, precision)
+                    .run(&values)
+                    .to_vec()
+            });
+            let norm = |v: &mut dyn Iterator<Item = f32>| {
+                v.map(|v| f64::from(v).powi(2)).sum::<f64>().sqrt()
+            };
+            let distance = norm(&mut got.iter().zip(&want).map(|(a, b)| a - b));
+            let relative = distance / norm(&mut want.iter().copied());
+            eprintln!("case {case}: {relative:.2e}");
+            assert!(relative <= 1e-2, "{relative}: {config:?} on {patch:?}");
+            assert!(relative > 0.0, "nothing was rounded: {config:?}");
+        }
+    }
+
+    #[test]
     fn the_buffer_is_reused() {
         let config = PctNetConfig::pct_net_s(3, [32, 64, 64], 1);
         let net = PctNet::<Flex>::new(&config, 1, &Default::default()).unwrap();
-        let plan = Plan::new(&net, 1, [32, 64, 64]);
+        let plan = Plan::new(&net, 1, [32, 64, 64], Precision::F32);
         let all: usize = plan.places.iter().map(|(_, len)| len).sum();
         let largest = plan.places.iter().map(|(_, len)| len).max().unwrap();
         // At most three maps of the finest level are needed at a time.

@@ -34,8 +34,9 @@ impl Map {
 }
 
 /// Steps so far.
-#[derive(Default)]
 pub(super) struct Recorder {
+    /// Whether weights are packed as bfloat16.
+    bf16: bool,
     pub steps: Vec<Step>,
     /// Floats of each value.
     pub lens: Vec<usize>,
@@ -55,6 +56,14 @@ fn activation<B: Kernels>(norm: &BatchNorm<B>, act: &PRelu<B>) -> Activation {
 }
 
 impl Recorder {
+    pub fn new(bf16: bool) -> Self {
+        Self {
+            bf16,
+            steps: Vec::new(),
+            lens: Vec::new(),
+        }
+    }
+
     /// A map that no step has written yet.
     pub fn map(&mut self, channels: usize, size: [usize; 3]) -> Map {
         self.lens.push(channels * size.iter().product::<usize>());
@@ -98,7 +107,11 @@ impl Recorder {
             kernel,
         };
         let kind = StepKind::Convolution(Box::new(Convolution {
-            weights: PackedWeights::to_keep(weights, shape),
+            weights: if self.bf16 {
+                PackedWeights::to_keep_bf16(weights, shape)
+            } else {
+                PackedWeights::to_keep(weights, shape)
+            },
             channels: sources.iter().map(|map| map.channels).collect(),
             bias,
             activation,

@@ -18,7 +18,7 @@ use super::scans::ScanNote;
 use crate::imaging::metrics;
 use crate::model::engine::{Engine, on_engine};
 use crate::model::error::ModelError;
-use crate::model::kernels::Kernels;
+use crate::model::kernels::{Kernels, pages::KeepPages};
 use crate::model::loss::{Target, deep_supervised};
 use crate::model::manifest::{Manifest, ModelDescription, write_model};
 use crate::model::pct_net::{DropoutStream, Mode, PctNet};
@@ -115,6 +115,7 @@ pub fn pretrain(
     let description = request.describe(preprocessing)?;
     description.check(&request.out)?;
     let engine = Engine::open(request.device)?;
+    let _pages = KeepPages::new();
     std::fs::create_dir_all(&folder).map_err(ModelError::io(&folder))?;
     on_engine!(engine, |B, device| Run::<B>::new(
         request,

@@ -9,10 +9,10 @@ use std::path::Path;
 use burn::backend::Autodiff;
 use burn::module::{AutodiffModule, Module, ModuleVisitor, Param};
 use burn::optim::record::AdaptorRecord;
-use burn::optim::{Adam, AdamState, AdaptiveMomentumState, Optimizer};
+use burn::optim::{AdamState, AdaptiveMomentumState, Optimizer};
 use burn::tensor::{Tensor, TensorData};
 
-use super::optimiser::AdamOf;
+use super::optimiser::{Adam, AdamOf};
 use crate::model::error::ModelError;
 use crate::model::kernels::Kernels;
 use crate::model::manifest::replace_file;

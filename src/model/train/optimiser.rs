@@ -2,9 +2,11 @@
 
 use burn::backend::Autodiff;
 use burn::optim::adaptor::OptimizerAdaptor;
-use burn::optim::{Adam, AdamConfig, decay::WeightDecayConfig};
+use burn::optim::{AdamState, AdaptiveMomentumState, LearningRate, SimpleOptimizer};
+use burn::tensor::Tensor;
 use serde::{Deserialize, Serialize};
 
+use crate::model::kernels::{AdamStep, Kernels, raw, wrap};
 use crate::model::pct_net::PctNet;
 
 /// Power of the polynomial learning-rate decay.
@@ -15,12 +17,61 @@ const STEP_PARTS: usize = 5;
 /// The optimiser of a network that computes on backend `B`.
 pub(in crate::model) type AdamOf<B> = OptimizerAdaptor<Adam, PctNet<Autodiff<B>>, Autodiff<B>>;
 
-/// Adam as `torch.optim.Adam` computes it: epsilon 1e-8, the weight decay added to the gradient.
-pub(in crate::model) fn adam(weight_decay: f32) -> AdamConfig {
-    let decay = (weight_decay > 0.0).then(|| WeightDecayConfig::new(weight_decay));
-    AdamConfig::new()
-        .with_epsilon(1e-8)
-        .with_weight_decay(decay)
+/// Adam as `torch.optim.Adam` computes it: epsilon 1e-8, the weight decay added to the gradient. Its state is that of
+/// burn's Adam; a parameter is changed in one pass.
+#[derive(Clone)]
+pub(in crate::model) struct Adam {
+    weight_decay: f32,
+}
+
+/// See [`Adam`].
+pub(in crate::model) fn adam(weight_decay: f32) -> Adam {
+    Adam { weight_decay }
+}
+
+impl Adam {
+    /// An optimiser without a past.
+    pub fn init<B: Kernels>(self) -> AdamOf<B> {
+        OptimizerAdaptor::from(self)
+    }
+}
+
+impl<B: Kernels> SimpleOptimizer<B> for Adam {
+    type State<const D: usize> = AdamState<B, D>;
+
+    fn step<const D: usize>(
+        &self,
+        rate: LearningRate,
+        parameter: Tensor<B, D>,
+        grad: Tensor<B, D>,
+        state: Option<AdamState<B, D>>,
+    ) -> (Tensor<B, D>, Option<AdamState<B, D>>) {
+        let old = state.map_or_else(
+            || AdaptiveMomentumState::new(0, grad.zeros_like(), grad.zeros_like()),
+            |state| state.momentum,
+        );
+        let time = old.time + 1;
+        let step = AdamStep {
+            rate: rate as f32,
+            weight_decay: self.weight_decay,
+            beta_1: 0.9,
+            beta_2: 0.999,
+            epsilon: 1e-8,
+            time,
+        };
+        let tensors = [parameter, grad, old.moment_1, old.moment_2].map(raw);
+        let [parameter, first, second] = B::adam_step(tensors, step).map(wrap);
+        let momentum = AdaptiveMomentumState::new(time, first, second);
+        (parameter, Some(AdamState::new(momentum)))
+    }
+
+    fn to_device<const D: usize>(
+        mut state: AdamState<B, D>,
+        device: &B::Device,
+    ) -> AdamState<B, D> {
+        state.momentum = state.momentum.to_device(device);
+        state
+    }
 }
 
 /// How the learning rate falls over a run.

@@ -17,7 +17,7 @@ use crate::imaging::metrics;
 use crate::model::engine::{DeviceChoice, Engine, on_engine};
 use crate::model::error::ModelError;
 use crate::model::infer::{Forward, NetworkOn, segment};
-use crate::model::kernels::Kernels;
+use crate::model::kernels::{Kernels, pages::KeepPages};
 use crate::model::loss::{Target, deep_supervised};
 use crate::model::manifest::{Manifest, ModelDescription, write_model};
 use crate::model::pct_net::{DropoutStream, Mode, PctNet};
@@ -182,6 +182,7 @@ pub fn train(
         }
     };
     let engine = Engine::open(request.options.device)?;
+    let _pages = KeepPages::new();
     on_engine!(engine, |B, device| Trainer::<B>::new(
         request, cases, validation, init, device
     )?

@@ -80,6 +80,33 @@ impl Kernel {
         }
     }
 
+    /// As [`Self::for_rows`], for factors that are pairs of bfloat16, both of which are multiplied in one step; none where the processor has no
+    /// such products.
+    pub fn for_pairs(isa: Isa, rows: usize) -> Option<Self> {
+        #[cfg(target_arch = "x86_64")]
+        if isa.has_bf16() {
+            const TWELVE: &[Micro] = &[pairs::<12, 1>, pairs::<12, 2>];
+            const EIGHT: &[Micro] = &[pairs::<8, 1>, pairs::<8, 2>, pairs::<8, 3>];
+            const FOUR: &[Micro] = &[
+                pairs::<4, 1>,
+                pairs::<4, 2>,
+                pairs::<4, 3>,
+                pairs::<4, 4>,
+                pairs::<4, 5>,
+                pairs::<4, 6>,
+            ];
+            let f32 = Self::for_rows(isa, rows);
+            let tiles = match f32.rows {
+                4 => FOUR,
+                8 => EIGHT,
+                _ => TWELVE,
+            };
+            return Some(Self { tiles, ..f32 });
+        }
+        let _ = (isa, rows);
+        None
+    }
+
     /// The largest number of columns of one tile.
     pub fn columns(&self) -> usize {
         self.tiles.len() * self.lanes
@@ -123,6 +150,20 @@ unsafe fn avx512<const ROWS: usize, const VECTORS: usize>(
 ) {
     // SAFETY: the contract of `tile`.
     unsafe { tile::<std::arch::x86_64::__m512, ROWS, VECTORS>(w, x, offsets, c, ldc, start) }
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f,avx512bf16")]
+unsafe fn pairs<const ROWS: usize, const VECTORS: usize>(
+    w: *const f32,
+    x: *const f32,
+    offsets: &[u32],
+    c: *mut f32,
+    ldc: usize,
+    start: *const f32,
+) {
+    // SAFETY: the contract of `tile`.
+    unsafe { tile::<super::simd::Pairs, ROWS, VECTORS>(w, x, offsets, c, ldc, start) }
 }
 
 #[cfg(target_arch = "x86_64")]

@@ -6,11 +6,13 @@
 //!
 //! Slices whose length contradicts the stated shape are a programming error of the caller and panic with the two lengths.
 
+pub mod adam;
 pub mod batch_norm;
 pub mod conv3d;
 pub mod dice_cross_entropy;
 pub mod gelu;
 pub mod layer_norm;
+pub mod machine;
 mod math;
 mod micro;
 pub mod pool;

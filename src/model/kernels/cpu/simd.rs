@@ -49,6 +49,17 @@ impl Isa {
     }
 }
 
+impl Isa {
+    /// Whether it has products of pairs of bfloat16, summed in float32.
+    pub fn has_bf16(self) -> bool {
+        match self.0 {
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx512 => is_x86_feature_detected!("avx512bf16"),
+            _ => false,
+        }
+    }
+}
+
 #[cfg(target_arch = "x86_64")]
 fn has_avx512() -> bool {
     has_avx2()
@@ -109,9 +120,16 @@ impl Vector for Portable {
 }
 
 #[cfg(target_arch = "x86_64")]
+pub(super) use x86::Pairs;
+
+#[cfg(target_arch = "x86_64")]
 mod x86 {
     use super::Vector;
     use std::arch::x86_64::*;
+
+    /// 16 floats as a sum; as a factor, 16 pairs of bfloat16, whose products are both added.
+    #[derive(Clone, Copy)]
+    pub struct Pairs(__m512);
 
     // SAFETY (all methods of both impls): called only from functions compiled for the instruction set and reached through an `Isa`; the pointers
     // are valid for `LANES` floats by the contract of the trait, and the unaligned forms of load and store are used.
@@ -140,6 +158,38 @@ mod x86 {
         #[inline(always)]
         unsafe fn minus(self, other: Self) -> Self {
             unsafe { _mm256_sub_ps(self, other) }
+        }
+    }
+
+    impl Vector for Pairs {
+        const LANES: usize = 16;
+        #[inline(always)]
+        unsafe fn splat(value: f32) -> Self {
+            Self(unsafe { _mm512_set1_ps(value) })
+        }
+        #[inline(always)]
+        unsafe fn load(from: *const f32) -> Self {
+            Self(unsafe { _mm512_loadu_ps(from) })
+        }
+        #[inline(always)]
+        unsafe fn store(self, to: *mut f32) {
+            unsafe { _mm512_storeu_ps(to, self.0) }
+        }
+        #[inline(always)]
+        unsafe fn add_product(self, a: Self, b: Self) -> Self {
+            // SAFETY: as above; both types are 64 bytes of which every pattern is valid.
+            Self(unsafe {
+                let [a, b] = [a.0, b.0].map(|v| std::mem::transmute::<__m512, __m512bh>(v));
+                _mm512_dpbf16_ps(self.0, a, b)
+            })
+        }
+        #[inline(always)]
+        unsafe fn plus(self, other: Self) -> Self {
+            Self(unsafe { _mm512_add_ps(self.0, other.0) })
+        }
+        #[inline(always)]
+        unsafe fn minus(self, other: Self) -> Self {
+            Self(unsafe { _mm512_sub_ps(self.0, other.0) })
         }
     }
 

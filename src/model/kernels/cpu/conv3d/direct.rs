@@ -3,7 +3,7 @@
 use super::super::simd::{ranges, with_scratch};
 use super::Conv3dShape;
 use super::forward::Job;
-use super::load::{Window, load_padded, of_channel};
+use super::load::Window;
 use std::ops::Range;
 
 /// Positions of a task as the inner kernel sees them: runs of `len` columns, each starting at `from` in the padded copy (or the gathered matrix).
@@ -54,13 +54,10 @@ impl Job<'_> {
             }
         };
         let ldc = columns.runs * columns.to_step;
-        let channels = self.plan.channels.min(shape.in_channels);
+        let slots = self.weights.slots();
+        let channels = self.plan.channels.min(slots);
         // A whole-depth sum needs no memory beyond one block of rows.
-        let kept_blocks = if channels == shape.in_channels {
-            1
-        } else {
-            blocks.len()
-        };
+        let kept_blocks = if channels == slots { 1 } else { blocks.len() };
         let gathered = if self.plan.gather {
             channels * taps * ldc
         } else {
@@ -70,18 +67,17 @@ impl Job<'_> {
             channels * window.channel() + slack,
             gathered,
             kept_blocks * micro.rows * ldc,
+            if self.weights.pairs {
+                window.channel()
+            } else {
+                0
+            },
         ];
         let offsets = self.offsets(&window, channels);
-        with_scratch(lens, |[padded, matrix, sums]| {
-            for chunk in ranges(shape.in_channels, channels) {
-                for (channel, to) in chunk.clone().zip(padded.chunks_exact_mut(window.channel())) {
-                    load_padded(
-                        self.weights.isa,
-                        self.sources.volume(sample, channel),
-                        &window,
-                        of_channel(self.prologue, channel),
-                        to,
-                    );
+        with_scratch(lens, |[padded, matrix, sums, spare]| {
+            for chunk in ranges(slots, channels) {
+                for (slot, to) in chunk.clone().zip(padded.chunks_exact_mut(window.channel())) {
+                    self.load(sample, slot, &window, spare, to);
                 }
                 if self.plan.gather {
                     gather(padded, &window, shape, chunk.len(), tile_columns, matrix);
@@ -124,7 +120,7 @@ impl Job<'_> {
                             )
                         };
                     }
-                    if chunk.end == shape.in_channels {
+                    if chunk.end == slots {
                         self.write(sample, &z, &y, block, sums, ldc, &columns, window.row());
                     }
                 }

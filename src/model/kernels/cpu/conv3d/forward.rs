@@ -2,7 +2,7 @@
 
 use super::super::simd::{Output, ranges};
 use super::super::{gelu, simd::per_isa};
-use super::load::Sources;
+use super::load::{Sources, Window, load_padded, of_channel, pack_pairs};
 use super::plan::Plan;
 use super::{Conv3dShape, Epilogue, PackedWeights, Prologue};
 use rayon::prelude::*;
@@ -191,8 +191,12 @@ fn convolve(
     if shape.in_channels == 0 {
         fill_with_bias(outputs, &start, shape);
     } else if shape.batch * shape.voxels() > 0 {
+        let of_slots = Conv3dShape {
+            in_channels: weights.slots(),
+            ..shape
+        };
         let plan = Plan::new(
-            shape,
+            of_slots,
             weights.micro,
             weights.winograd,
             rayon::current_num_threads(),
@@ -249,6 +253,35 @@ pub struct Job<'a> {
 }
 
 impl Job<'_> {
+    /// The padded copy of a channel.
+    pub fn load_channel(&self, sample: usize, channel: usize, window: &Window, to: &mut [f32]) {
+        let values = self.sources.volume(sample, channel);
+        let prologue = of_channel(self.prologue, channel);
+        load_padded(self.weights.isa, values, window, prologue, to);
+    }
+
+    /// The padded copy of what a slot of the weights multiplies: one channel, or two side by side. `spare`: scratch memory for one of them.
+    pub fn load(
+        &self,
+        sample: usize,
+        slot: usize,
+        window: &Window,
+        spare: &mut [f32],
+        to: &mut [f32],
+    ) {
+        if !self.weights.pairs {
+            return self.load_channel(sample, slot, window, to);
+        }
+        let (len, second) = (window.channel(), 2 * slot + 1);
+        self.load_channel(sample, 2 * slot, window, spare);
+        if second < self.shape.in_channels {
+            self.load_channel(sample, second, window, to);
+        } else {
+            to[..len].fill(0.0);
+        }
+        pack_pairs(self.weights.isa, &spare[..len], &mut to[..len]);
+    }
+
     /// Applies the epilogue to finished output of a channel, `from` voxels after its first.
     pub fn finish(&self, sample: usize, channel: usize, from: usize, values: &mut [f32]) {
         if self.epilogue.gelu {

@@ -60,9 +60,15 @@ impl Window {
         (self.y.len() + 2 * self.pad[1]) * self.row()
     }
 
-    /// Floats of one channel, with the padding that ends the last row.
+    /// Zeros after the last row: its padding, or a cache line where there is none. Channels would often be a power of two apart then, and
+    /// the steps of the inner kernel would push each other out of the few sets of the first-level cache that they share.
+    fn tail(&self) -> usize {
+        if self.pad[2] == 0 { 16 } else { self.pad[2] }
+    }
+
+    /// Floats of one channel, with what follows its last row.
     pub fn channel(&self) -> usize {
-        (self.z.len() + 2 * self.pad[0]) * self.plane() + self.pad[2]
+        (self.z.len() + 2 * self.pad[0]) * self.plane() + self.tail()
     }
 }
 
@@ -71,7 +77,7 @@ per_isa! {
     pub fn load_padded(from: &[f32], window: &Window, prologue: Option<(f32, f32, f32)>, to: &mut [f32]) {
         let [depth, height, width] = window.size;
         let [pad_z, pad_y, pad_x] = window.pad;
-        let (rows, tail) = to[..window.channel()].split_at_mut(window.channel() - pad_x);
+        let (rows, tail) = to[..window.channel()].split_at_mut(window.channel() - window.tail());
         tail.fill(0.0);
         let mut rows = rows.chunks_exact_mut(window.row());
         for z in window.z.start..window.z.end + 2 * pad_z {
@@ -94,6 +100,20 @@ per_isa! {
                     }
                 }
             }
+        }
+    }
+}
+
+per_isa! {
+    /// Rounds two channels to bfloat16 (to the nearest, ties to even) and puts them side by side in place of the second, the first one in the
+    /// lower half of each float.
+    pub fn pack_pairs(first: &[f32], second: &mut [f32]) {
+        let rounded = |value: f32| {
+            let bits = value.to_bits();
+            bits.wrapping_add(0x7fff + (bits >> 16 & 1))
+        };
+        for (second, &first) in second.iter_mut().zip(first) {
+            *second = f32::from_bits(rounded(first) >> 16 | rounded(*second) & 0xffff_0000);
         }
     }
 }

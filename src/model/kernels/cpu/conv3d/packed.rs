@@ -3,6 +3,7 @@
 use super::super::micro::Kernel;
 use super::super::simd::{Isa, Output};
 use super::Conv3dShape;
+use super::load::pack_pairs;
 use super::winograd::Winograd;
 
 /// Weights ready for [`super::conv3d_forward`]. Worth keeping between calls where the weights do not change (inference).
@@ -11,6 +12,8 @@ pub struct PackedWeights {
     /// goes past the last channel.
     data: Vec<f32>,
     pub(super) winograd: Option<Winograd>,
+    /// Whether a float holds the bfloat16 of two channels, the first one in its lower half; an odd last channel has a zero beside it.
+    pub(super) pairs: bool,
     pub(super) micro: Kernel,
     pub(super) isa: Isa,
     pub(super) out_channels: usize,
@@ -22,7 +25,9 @@ pub struct PackedWeights {
 const WINOGRAD_VOXELS: usize = 256;
 const WINOGRAD_CHANNELS: usize = 8;
 /// Pairs of channels per voxel above which the memory of kept weights counts more than the saved products.
-const WEIGHTS_PER_VOXEL: usize = 128;
+const WEIGHTS_PER_VOXEL: usize = 16;
+/// Fewer channels than this (the image itself) stay float32: little is to gain, and their rounding is in all that follows.
+const BF16_CHANNELS: usize = 8;
 
 impl PackedWeights {
     /// From weights `[out, in, kz, ky, kx]`, for the forward convolution of `shape`.
@@ -33,13 +38,26 @@ impl PackedWeights {
     /// As [`Self::forward`], for weights that are kept between calls: transformed weights are longer, so where many of them serve few voxels
     /// they stay as they are.
     pub fn to_keep(weights: &[f32], shape: Conv3dShape) -> Self {
-        let many = shape.in_channels * shape.out_channels > WEIGHTS_PER_VOXEL * shape.voxels();
-        Self::forward_on(
-            Isa::best(),
-            pays(shape, WINOGRAD_VOXELS) && !many,
-            weights,
-            shape,
-        )
+        Self::forward_on(Isa::best(), pays_to_keep(shape), weights, shape)
+    }
+
+    /// As [`Self::to_keep`], in bfloat16: weights and input are rounded, products are summed in float32. Where the processor has no such products, or
+    /// where they would not pay, the result is that of `to_keep`.
+    pub fn to_keep_bf16(weights: &[f32], shape: Conv3dShape) -> Self {
+        let isa = Isa::best();
+        if shape.in_channels < BF16_CHANNELS || !isa.has_bf16() {
+            return Self::to_keep(weights, shape);
+        }
+        Self::pairs_on(isa, pays_to_keep(shape), weights, shape)
+    }
+
+    pub(super) fn pairs_on(isa: Isa, fast: bool, weights: &[f32], shape: Conv3dShape) -> Self {
+        let number = if isa.has_bf16() {
+            Number::Pairs
+        } else {
+            Number::Float
+        };
+        Self::forward_as(isa, number, fast, weights, shape)
     }
 
     /// From the same weights `[out, in, kz, ky, kx]`, for the gradient of the input: `shape` is that of the forward convolution.
@@ -48,6 +66,16 @@ impl PackedWeights {
     }
 
     pub(super) fn forward_on(isa: Isa, fast: bool, weights: &[f32], shape: Conv3dShape) -> Self {
+        Self::forward_as(isa, Number::Float, fast, weights, shape)
+    }
+
+    fn forward_as(
+        isa: Isa,
+        number: Number,
+        fast: bool,
+        weights: &[f32],
+        shape: Conv3dShape,
+    ) -> Self {
         assert_eq!(
             weights.len(),
             shape.weights(),
@@ -55,9 +83,15 @@ impl PackedWeights {
         );
         let (inputs, taps) = (shape.in_channels, shape.taps());
         let channels = [shape.out_channels, shape.in_channels];
-        Self::pack(isa, fast, channels, shape.kernel, false, |out, input| {
-            &weights[(out * inputs + input) * taps..][..taps]
-        })
+        Self::pack(
+            isa,
+            number,
+            fast,
+            channels,
+            shape.kernel,
+            false,
+            |out, input| &weights[(out * inputs + input) * taps..][..taps],
+        )
     }
 
     pub(super) fn backward_data_on(
@@ -73,30 +107,50 @@ impl PackedWeights {
         );
         let (inputs, taps) = (shape.in_channels, shape.taps());
         let channels = [shape.in_channels, shape.out_channels];
-        Self::pack(isa, fast, channels, shape.kernel, true, |out, input| {
-            &weights[(input * inputs + out) * taps..][..taps]
-        })
+        Self::pack(
+            isa,
+            Number::Float,
+            fast,
+            channels,
+            shape.kernel,
+            true,
+            |out, input| &weights[(input * inputs + out) * taps..][..taps],
+        )
     }
 
     /// `fast`: by Winograd's method where the kernel allows it. `flip`: with the taps in reverse order. `pair(out, in)`: the taps of two channels.
+    #[allow(clippy::too_many_arguments)] // all that may differ between the two directions and numbers
     fn pack<'a>(
         isa: Isa,
+        number: Number,
         fast: bool,
         [out_channels, in_channels]: [usize; 2],
         kernel: [usize; 3],
         flip: bool,
         pair: impl Fn(usize, usize) -> &'a [f32] + Sync,
     ) -> Self {
-        let micro = Kernel::for_rows(isa, out_channels);
-        let winograd = Winograd::for_kernel(isa, kernel).filter(|_| fast);
+        let (micro, pairs) = match number {
+            Number::Pairs => Kernel::for_pairs(isa, out_channels).map(|micro| (micro, true)),
+            Number::Float => None,
+        }
+        .unwrap_or_else(|| (Kernel::for_rows(isa, out_channels), false));
+        let winograd = if pairs {
+            Winograd::for_pairs(isa, kernel)
+        } else {
+            Winograd::for_kernel(isa, kernel)
+        }
+        .filter(|_| fast);
         let (rows, taps) = (micro.rows, kernel.iter().product::<usize>());
         let components = winograd.map_or(1, |w| w.components());
         // What a channel has in each component.
         let part = rows * if winograd.is_some() { kernel[2] } else { taps };
-        let block_len = components * in_channels * part;
+        let slots = slots(in_channels, pairs);
+        let block_len = components * slots * part;
         let write = |block: usize, data: &mut [f32]| {
-            let (mut plain, mut middle) = (vec![0.0; taps * rows], Vec::new());
+            let mut plain = vec![0.0; taps * rows];
+            let mut middle = Vec::new();
             let mut transformed = vec![0.0; components * part];
+            let mut first = vec![0.0; components * part];
             for input in 0..in_channels {
                 for row in 0..rows.min(out_channels - block * rows) {
                     let (pair, to) = (
@@ -110,14 +164,31 @@ impl PackedWeights {
                     }
                 }
                 let from = match winograd {
-                    None => &plain,
+                    None => &mut plain,
                     Some(winograd) => {
                         winograd.transform_weights(isa, &plain, &mut middle, &mut transformed);
-                        &transformed
+                        &mut transformed
                     }
                 };
+                let slot = if !pairs {
+                    input
+                } else if input % 2 == 0 && input + 1 < in_channels {
+                    first.copy_from_slice(from);
+                    continue;
+                } else {
+                    if input % 2 == 0 {
+                        first.copy_from_slice(from);
+                        from.fill(0.0);
+                    }
+                    pack_pairs(isa, &first, from);
+                    input / 2
+                };
                 for (component, from) in from.chunks_exact(part).enumerate() {
-                    data[(component * in_channels + input) * part..][..part].copy_from_slice(from);
+                    data[(component * slots + slot) * part..][..part].copy_from_slice(from);
+                }
+                if pairs {
+                    // The rows beyond the last channel stay zero; they were overwritten with pairs of zeros, which is the same.
+                    from.fill(0.0);
                 }
             }
         };
@@ -127,6 +198,7 @@ impl PackedWeights {
         Self {
             data,
             winograd,
+            pairs,
             micro,
             isa,
             out_channels,
@@ -135,21 +207,62 @@ impl PackedWeights {
         }
     }
 
+    /// How they are multiplied, for people.
+    pub fn method(&self) -> &'static str {
+        match (self.winograd.is_some(), self.pairs) {
+            (true, false) => "Winograd",
+            (true, true) => "Winograd bf16",
+            (false, false) => "direct",
+            (false, true) => "direct bf16",
+        }
+    }
+
+    /// Whether the products are of bfloat16.
+    pub fn is_bf16(&self) -> bool {
+        self.pairs
+    }
+
+    /// Their length in memory.
+    pub fn floats(&self) -> usize {
+        self.data.len()
+    }
+
+    /// Floats that hold one voxel of all input channels.
+    pub(super) fn slots(&self) -> usize {
+        slots(self.in_channels, self.pairs)
+    }
+
     /// Number of blocks of rows.
     pub(super) fn blocks(&self) -> usize {
         self.out_channels.div_ceil(self.micro.rows)
     }
 
-    /// The weights of a block of rows (and a component, 0 but for Winograd's method) from an input channel on: `[in channel][tap][row]`.
-    pub(super) fn block(&self, block: usize, component: usize, from_channel: usize) -> &[f32] {
+    /// The weights of a block of rows (and a component, 0 but for Winograd's method) from a slot of the input channels on: `[slot][tap][row]`.
+    pub(super) fn block(&self, block: usize, component: usize, from_slot: usize) -> &[f32] {
         let (components, steps) = match self.winograd {
             None => (1, self.kernel.iter().product()),
             Some(winograd) => (winograd.components(), self.kernel[2]),
         };
-        let per_channel = steps * self.micro.rows;
+        let per_slot = steps * self.micro.rows;
         let matrix = block * components + component;
-        &self.data[(matrix * self.in_channels + from_channel) * per_channel
-            ..(matrix + 1) * self.in_channels * per_channel]
+        &self.data
+            [(matrix * self.slots() + from_slot) * per_slot..(matrix + 1) * self.slots() * per_slot]
+    }
+}
+
+/// What the inner kernel multiplies.
+#[derive(Clone, Copy)]
+enum Number {
+    Float,
+    /// Two bfloat16 in the place of a float.
+    Pairs,
+}
+
+fn slots(channels: usize, pairs: bool) -> usize {
+    if pairs {
+        channels.div_ceil(2)
+    } else {
+        channels
     }
 }
 
@@ -157,4 +270,10 @@ impl PackedWeights {
 pub(super) fn pays(shape: Conv3dShape, from_voxels: usize) -> bool {
     shape.batch * shape.voxels() >= from_voxels
         && shape.in_channels.min(shape.out_channels) >= WINOGRAD_CHANNELS
+}
+
+/// The same for weights that are kept.
+fn pays_to_keep(shape: Conv3dShape) -> bool {
+    let many = shape.in_channels * shape.out_channels > WEIGHTS_PER_VOXEL * shape.voxels();
+    pays(shape, WINOGRAD_VOXELS) && !many
 }

@@ -272,3 +272,104 @@ fn what_is_fused_into_the_store() {
         }
     }
 }
+
+/// To bfloat16, to the nearest, ties to even.
+fn rounded(values: &[f32]) -> Vec<f32> {
+    let to_even = |bits: u32| bits.wrapping_add(0x7fff + (bits >> 16 & 1)) & 0xffff_0000;
+    values
+        .iter()
+        .map(|v| f32::from_bits(to_even(v.to_bits())))
+        .collect()
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 64, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn pairs_of_bfloat16_are_products_of_rounded_factors(
+        (batch, in_channels, out_channels) in (1usize..3, 1usize..40, 1usize..30),
+        (depth, height, width) in (1usize..5, 1usize..8, 1usize..40),
+        kernel in kernels(),
+        first in 0usize..30,
+        seed in 0u64..1000,
+    ) {
+        let s = Conv3dShape { batch, in_channels, out_channels, depth, height, width, kernel };
+        let (x, w) = (noise(seed, batch * in_channels * s.voxels()), noise(seed + 1, s.weights()));
+        let bias = noise(seed + 2, out_channels);
+        let (x16, w16) = (rounded(&x), rounded(&w));
+        let mut want: Vec<f64> = (0..batch * out_channels * s.voxels())
+            .map(|i| f64::from(bias[i / s.voxels() % out_channels]))
+            .collect();
+        products(s, |o, i, k| want[o] += f64::from(x16[i]) * f64::from(w16[k]));
+        let (a, b) = split(&x, s, first.min(in_channels));
+        let inputs: &[(&[f32], usize)] = &[(&a, first.min(in_channels)), (&b, in_channels - first.min(in_channels))];
+        for isa in Isa::available().into_iter().filter(|isa| isa.has_bf16()) {
+            let packed = PackedWeights::pairs_on(isa, false, &w, s);
+            let y = conv3d_forward(inputs, &packed, Some(&bias), None, s);
+            let error = relative_error(&y, &want, usual(in_channels * s.taps()));
+            prop_assert!(error < 1e-5, "{isa:?} {s:?}: {error}");
+            // Here the transformed factors are rounded, so products differ by their rounding.
+            let packed = PackedWeights::pairs_on(isa, true, &w, s);
+            let y = conv3d_forward(inputs, &packed, Some(&bias), None, s);
+            let error = relative_error(&y, &want, usual(in_channels * s.taps()));
+            prop_assert!(error < 5e-2, "Winograd {isa:?} {s:?}: {error}");
+        }
+    }
+}
+
+/// Channels in several loads, a prologue, and a store with GELU and residual, as the plan uses them.
+#[test]
+fn pairs_of_bfloat16_with_all_that_is_fused() {
+    for (channels, kernel, size) in [
+        ((130, 20), [3, 3, 3], [2, 6, 8]),
+        ((48, 24), [1, 3, 3], [3, 40, 128]),
+        ((201, 24), [1, 1, 1], [1, 8, 150]),
+    ] {
+        let shape = Conv3dShape {
+            batch: 1,
+            in_channels: channels.0,
+            out_channels: channels.1,
+            depth: size[0],
+            height: size[1],
+            width: size[2],
+            kernel,
+        };
+        let x = noise(1, channels.0 * shape.voxels());
+        let w = noise(2, shape.weights());
+        let bias = noise(3, channels.1);
+        let (scale, shift) = (noise(4, channels.0), noise(5, channels.0));
+        let residual = noise(6, channels.1 * shape.voxels());
+        let run = |packed: &PackedWeights| {
+            let prologue = Prologue {
+                scale: &scale,
+                shift: &shift,
+                slope: 0.25,
+            };
+            let epilogue = Epilogue {
+                gelu: true,
+                residual: Some(&residual),
+            };
+            let mut y = vec![f32::NAN; residual.len()];
+            let inputs = [(&x[..], channels.0)];
+            conv3d_forward_into(
+                &inputs,
+                packed,
+                &bias,
+                Some(prologue),
+                epilogue,
+                shape,
+                &mut y,
+            );
+            y
+        };
+        let want = run(&PackedWeights::to_keep(&w, shape));
+        let got = run(&PackedWeights::to_keep_bf16(&w, shape));
+        let norm =
+            |v: &mut dyn Iterator<Item = f32>| v.map(|v| f64::from(v * v)).sum::<f64>().sqrt();
+        let distance = norm(&mut got.iter().zip(&want).map(|(a, b)| a - b));
+        assert!(
+            distance <= 5e-3 * norm(&mut want.iter().copied()),
+            "{shape:?}: {distance}"
+        );
+    }
+}

@@ -30,6 +30,39 @@ type Output =
 type Gradient = unsafe fn(from: &[*const f32], to: *mut f32, component: usize, len: usize);
 
 impl Winograd {
+    /// The transform for pairs of bfloat16: two outputs along each axis, because four magnify the rounding of the factors several times.
+    #[cfg(target_arch = "x86_64")]
+    pub fn for_pairs(isa: Isa, kernel: [usize; 3]) -> Option<Self> {
+        let (outputs, input, output, gradient): ([usize; 2], Input, Output, Gradient) =
+            match (isa.0, kernel) {
+                (Level::Avx512, [1, 3, 3]) => (
+                    [1, 2],
+                    input_avx512::<1, 4>,
+                    output_avx512::<1, 1, 2, 4>,
+                    gradient_avx512::<1, 1, 2, 4>,
+                ),
+                (Level::Avx512, [3, 3, 3]) => (
+                    [2, 2],
+                    input_avx512::<4, 4>,
+                    output_avx512::<2, 4, 2, 4>,
+                    gradient_avx512::<2, 4, 2, 4>,
+                ),
+                _ => return None,
+            };
+        Some(Self {
+            outputs,
+            input,
+            output,
+            gradient,
+        })
+    }
+
+    /// No processor but x86 has the products here.
+    #[cfg(not(target_arch = "x86_64"))]
+    pub fn for_pairs(_: Isa, _: [usize; 3]) -> Option<Self> {
+        None
+    }
+
     /// The transform for a kernel, or none if it is neither 3 x 3 x 3 nor 1 x 3 x 3.
     pub fn for_kernel(isa: Isa, kernel: [usize; 3]) -> Option<Self> {
         let deep = match kernel {

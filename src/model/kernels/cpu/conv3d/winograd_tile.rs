@@ -2,7 +2,7 @@
 
 use super::super::simd::{ranges, with_scratch};
 use super::forward::Job;
-use super::load::{Window, load_padded, of_channel};
+use super::load::{Window, pack_pairs};
 use super::plan::component_len;
 use super::winograd::Winograd;
 use std::ops::Range;
@@ -31,13 +31,10 @@ impl Job<'_> {
         let components = winograd.components();
         let component = component_len(shape, micro.lanes, tiles_z * tiles_y);
         let ldc = columns.next_multiple_of(micro.lanes) + micro.lanes;
-        let channels = self.plan.channels.min(shape.in_channels);
+        let slots = self.weights.slots();
+        let channels = self.plan.channels.min(slots);
         // A sum over all channels at once needs no memory beyond one block of rows.
-        let kept_blocks = if channels == shape.in_channels {
-            1
-        } else {
-            blocks.len()
-        };
+        let kept_blocks = if channels == slots { 1 } else { blocks.len() };
         let block_len = components * micro.rows * ldc;
         let kernel_x = shape.kernel[2];
         let offsets: Vec<u32> = (0..channels)
@@ -48,36 +45,48 @@ impl Job<'_> {
             channels * components * component,
             kept_blocks * block_len,
             shape.width,
+            if self.weights.pairs {
+                components * component
+            } else {
+                0
+            },
         ];
-        with_scratch(lens, |[padded, inputs, sums, unused_row]| {
-            for chunk in ranges(shape.in_channels, channels) {
-                for (channel, to) in chunk
-                    .clone()
-                    .zip(inputs.chunks_exact_mut(components * component))
-                {
-                    load_padded(
-                        self.weights.isa,
-                        self.sources.volume(sample, channel),
-                        &window,
-                        of_channel(self.prologue, channel),
-                        padded,
-                    );
-                    for tile in 0..tiles_z * tiles_y {
-                        let from = &padded[tile / tiles_y * tile_z * window.plane()
-                            + tile % tiles_y * tile_y * row..];
-                        // SAFETY: the last row read starts at most `row` before the end of the channel (its padding included), and two vectors
-                        // follow it. `component` has room for the columns and one more vector; what a tile writes too far, the next overwrites.
-                        unsafe {
-                            winograd.transform_input(
-                                from.as_ptr(),
-                                window.plane(),
-                                row,
-                                to[tile * row..].as_mut_ptr(),
-                                component,
-                                row + window.pad[2],
-                            )
-                        };
+        let transform = |padded: &[f32], to: &mut [f32]| {
+            for tile in 0..tiles_z * tiles_y {
+                let from = &padded
+                    [tile / tiles_y * tile_z * window.plane() + tile % tiles_y * tile_y * row..];
+                // SAFETY: the last row read starts at most `row` before the end of the channel (its padding included), and two vectors
+                // follow it. `component` has room for the columns and one more vector; what a tile writes too far, the next overwrites.
+                unsafe {
+                    winograd.transform_input(
+                        from.as_ptr(),
+                        window.plane(),
+                        row,
+                        to[tile * row..].as_mut_ptr(),
+                        component,
+                        row + window.pad[2],
+                    )
+                };
+            }
+        };
+        with_scratch(lens, |[padded, inputs, sums, unused_row, spare]| {
+            for chunk in ranges(slots, channels) {
+                let inputs_of = inputs.chunks_exact_mut(components * component);
+                for (slot, to) in chunk.clone().zip(inputs_of) {
+                    if !self.weights.pairs {
+                        self.load_channel(sample, slot, &window, padded);
+                        transform(padded, to);
+                        continue;
                     }
+                    self.load_channel(sample, 2 * slot, &window, padded);
+                    transform(padded, spare);
+                    if 2 * slot + 1 < shape.in_channels {
+                        self.load_channel(sample, 2 * slot + 1, &window, padded);
+                        transform(padded, to);
+                    } else {
+                        to.fill(0.0);
+                    }
+                    pack_pairs(self.weights.isa, &spare[..to.len()], to);
                 }
                 let steps = chunk.len() * kernel_x;
                 for block in blocks.clone() {
@@ -106,7 +115,7 @@ impl Job<'_> {
                             )
                         };
                     }
-                    if chunk.end == shape.in_channels {
+                    if chunk.end == slots {
                         self.write_winograd(winograd, sample, &z, &y, block, sums, ldc, unused_row);
                     }
                 }
