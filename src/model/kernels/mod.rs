@@ -20,6 +20,8 @@ pub mod plain;
 #[cfg(test)]
 mod tests;
 
+#[cfg(all(test, feature = "vulkan"))]
+pub(crate) use gpu::tests::vulkan as vulkan_found;
 pub use operations::{
     AdamStep, AttentionLayout, Kernels, MASKED, NO_ROW, NormConvGrads, NormPreluGrads, RowIndex,
     VoxelLabels,

@@ -1,7 +1,7 @@
 //! Blocks of voxels: max pool, and the reshuffle of the transposed convolution. Each voxel is read and written once
 //! (max pool of `[2^20, 24]` float32: 113 MB, 0.02 ms on an H200).
 
-use burn_cubecl::{CubeRuntime, kernel::into_contiguous, tensor::CubeTensor};
+use burn_cubecl::{CubeRuntime, tensor::CubeTensor};
 use cubecl::prelude::*;
 
 use super::layout::{channels_last, empty, feature_map, full, over, sides, vector_of};
@@ -145,7 +145,7 @@ pub fn max_pool_grad<R: CubeRuntime>(
     feature_map(out)
 }
 
-/// One unit per fine voxel and channel; `forward` goes from `[batch, channels * taps, coarse]` to
+/// One unit per fine voxel and channel; `forward` goes from `[batch, coarse, channels * taps]` to
 /// `[batch, fine, channels]`, else back.
 #[cube(launch)]
 fn reshuffle_kernel<E: Float>(
@@ -171,9 +171,9 @@ fn reshuffle_kernel<E: Float>(
         let z_fine = voxel / (width * height) % depth;
         let sample = voxel / (width * height * depth);
         let tap = (z_fine % kd * kh + y_fine % kh) * kw + x_fine % kw;
-        let row = (sample * channels + channel) * comptime![kd * kh * kw] + tap;
-        let coarse = (row * (depth / kd) + z_fine / kd) * (height / kh) + y_fine / kh;
-        let coarse = coarse * (width / kw) + x_fine / kw;
+        let row = (sample * (depth / kd) + z_fine / kd) * (height / kh) + y_fine / kh;
+        let block = (row * (width / kw) + x_fine / kw) * channels + channel;
+        let coarse = block * comptime![kd * kh * kw] + tap;
         if forward {
             out[at] = E::cast_from(f32::cast_from(x[coarse]) + bias[channel]);
         } else {
@@ -188,8 +188,8 @@ pub fn blocks_to_space<R: CubeRuntime>(
     bias: CubeTensor<R>,
     [kd, kh, kw]: [usize; 3],
 ) -> CubeTensor<R> {
-    let x = into_contiguous(x);
-    let [batch, blocks, d, h, w] = sides(&x);
+    let x = channels_last(x);
+    let [batch, d, h, w, blocks] = sides(&x);
     let channels = blocks / (kd * kh * kw);
     let (d, h, w) = (d * kd, h * kh, w * kw);
     let out = empty(&x, [batch, d, h, w, channels], x.dtype);
@@ -222,7 +222,7 @@ pub fn blocks_to_space_grad<R: CubeRuntime>(
 ) -> CubeTensor<R> {
     let grad = channels_last(grad);
     let [batch, d, h, w, channels] = sides(&grad);
-    let shape = [batch, channels * kd * kh * kw, d / kd, h / kh, w / kw];
+    let shape = [batch, d / kd, h / kh, w / kw, channels * kd * kh * kw];
     let out = empty(&grad, shape, grad.dtype);
     let values = grad.meta.num_elements();
     let (count, dim) = over(&grad, values);
@@ -245,5 +245,5 @@ pub fn blocks_to_space_grad<R: CubeRuntime>(
         false,
         dtype.into(),
     );
-    out
+    feature_map(out)
 }
