@@ -17,5 +17,7 @@ mod norm;
 mod operations;
 mod reduce;
 mod rows;
+#[cfg(all(test, feature = "cuda-sources"))]
+pub(crate) mod sources;
 #[cfg(all(test, feature = "vulkan"))]
 pub(crate) mod tests;

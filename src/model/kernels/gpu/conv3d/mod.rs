@@ -2,15 +2,17 @@
 //! stored) times `[taps * in, out]`. Normalisation and PReLU happen while the left tile is loaded, the bias is the
 //! product's first value.
 //!
-//! # Which kernel, by two numbers
+//! # By two numbers
 //! The largest layer, 24 to 24 channels 1x3x3 at 64x128x128 (1,048,576 voxels): 10.9 GFLOP over 201 MB in float32, 101 MB
 //! in bf16. On an H200 (67 TFLOP/s float32, 495 TF32, 990 bf16, 4.8 TB/s): float32 arithmetic 0.16 ms against 0.04 ms
 //! of memory; bf16 0.01 ms against 0.02 ms. At 128 channels 3x3x3 on 32x32x32: 29 GFLOP over 34 MB: 0.43 ms in float32,
-//! 0.03 in bf16. So float32 on the ordinary units is bound by arithmetic everywhere, and tensor cores make the fine
-//! levels memory-bound, where only fusion helps: hence one own kernel with fused load ([`product`]) in two variants,
-//! ordinary units (every GPU, any type) and tensor cores (bf16 and f16 with float32 sums, where the device reports the
-//! 16x16x16 product). A library's implicit product would need the activated map written and read again, which at
-//! 24 channels costs as much as the convolution.
+//! 0.03 in bf16. So float32 on the ordinary units is bound by arithmetic everywhere, and tensor cores would make the fine
+//! levels memory-bound, where only fusion helps: hence an own kernel with a fused load. A library's implicit product would
+//! need the activated map written and read again, which at 24 channels costs as much as the convolution.
+//!
+//! The kernel `product` multiplies on the ordinary units in float32, whatever the type of the map: half precision saves memory
+//! traffic, not arithmetic. Its tiles are laid out for the 16x16x16 products of tensor cores (packed weights come in
+//! multiples of 16 columns), which it does not use yet.
 
 mod direct;
 mod pack;
