@@ -260,7 +260,10 @@ impl ComputeServer for PaperServer {
         mode: ExecutionMode,
         _stream: StreamId,
     ) {
-        if !kernel.name().contains("kernels::gpu") {
+        if !kernel
+            .name()
+            .starts_with(module_path!().trim_end_matches("::sources"))
+        {
             return;
         }
         let name = format!("{:?}", kernel.id());
