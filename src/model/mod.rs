@@ -11,6 +11,8 @@ mod loss;
 mod manifest;
 #[cfg(test)]
 mod parity;
+#[cfg(all(test, feature = "vulkan"))]
+mod parity_gpu;
 pub mod pct_net;
 mod plan;
 mod precision;

@@ -31,14 +31,14 @@ fn shared(path: &str) -> Option<PathBuf> {
     Some(path)
 }
 
-struct Fixture {
-    config: PctNetConfig,
+pub(super) struct Fixture {
+    pub config: PctNetConfig,
     facts: serde_json::Value,
     weights: State,
-    reference: State,
+    pub reference: State,
 }
 
-fn fixture(name: &str) -> Option<Fixture> {
+pub(super) fn fixture(name: &str) -> Option<Fixture> {
     let dir = shared("fixtures/pctnet")?;
     let json = std::fs::read(dir.join(format!("{name}.json"))).unwrap();
     Some(Fixture {
@@ -49,7 +49,7 @@ fn fixture(name: &str) -> Option<Fixture> {
     })
 }
 
-fn network<B: super::kernels::Kernels>(fixture: &Fixture) -> PctNet<B> {
+pub(super) fn network<B: super::kernels::Kernels>(fixture: &Fixture) -> PctNet<B> {
     let net = PctNet::<B>::new(&fixture.config, 0, &Default::default()).unwrap();
     let (net, report) = import(net, &fixture.weights, fixture.config.resolution_mode);
     assert!(
@@ -60,7 +60,9 @@ fn network<B: super::kernels::Kernels>(fixture: &Fixture) -> PctNet<B> {
     net
 }
 
-fn tensor<B: burn::tensor::backend::Backend, const D: usize>(t: &HostTensor) -> Tensor<B, D> {
+pub(super) fn tensor<B: burn::tensor::backend::Backend, const D: usize>(
+    t: &HostTensor,
+) -> Tensor<B, D> {
     Tensor::from_data(
         TensorData::new(t.values.clone(), t.shape.clone()),
         &Default::default(),
@@ -181,7 +183,7 @@ fn loss_gradients_and_one_step() {
 }
 
 /// Euclidean distance.
-fn distance(a: &[f32], b: &[f32]) -> f32 {
+pub(super) fn distance(a: &[f32], b: &[f32]) -> f32 {
     a.iter()
         .zip(b)
         .map(|(a, b)| f64::from(a - b).powi(2))
@@ -190,21 +192,21 @@ fn distance(a: &[f32], b: &[f32]) -> f32 {
 }
 
 /// Gradients by published name, through a network that carries them in place of its parameters.
-fn gradients(
-    net: &PctNet<Autodiff<Flex>>,
+pub(super) fn gradients<B: super::kernels::Kernels>(
+    net: &PctNet<Autodiff<B>>,
     grads: &GradientsParams,
     mode: u8,
 ) -> std::collections::BTreeMap<String, Vec<f32>> {
     struct Replace<'a>(&'a GradientsParams);
-    impl burn::module::ModuleMapper<Flex> for Replace<'_> {
+    impl<B: super::kernels::Kernels> burn::module::ModuleMapper<B> for Replace<'_> {
         fn map_float<const D: usize>(
             &mut self,
-            param: burn::module::Param<Tensor<Flex, D>>,
-        ) -> burn::module::Param<Tensor<Flex, D>> {
+            param: burn::module::Param<Tensor<B, D>>,
+        ) -> burn::module::Param<Tensor<B, D>> {
             let (id, tensor, mapper) = param.consume();
             let grad = self
                 .0
-                .get::<Flex, D>(id)
+                .get::<B, D>(id)
                 .unwrap_or_else(|| tensor.zeros_like());
             burn::module::Param::from_mapped_value(id, grad, mapper)
         }

@@ -14,6 +14,17 @@ pub enum Precision {
     F16,
 }
 
+impl Precision {
+    /// The type of tensors that hold it.
+    pub(super) fn dtype(self) -> burn::tensor::DType {
+        match self {
+            Self::F32 => burn::tensor::DType::F32,
+            Self::Bf16 => burn::tensor::DType::BF16,
+            Self::F16 => burn::tensor::DType::F16,
+        }
+    }
+}
+
 impl FromStr for Precision {
     type Err = String;
 

@@ -1,10 +1,4 @@
-//! [`Kernels`](super::Kernels) on NVIDIA GPUs: burn's own operations for now.
-
-use burn::backend::Cuda;
-
-use super::Kernels;
-
-impl Kernels for Cuda {}
+//! What NVIDIA GPUs need besides the kernels.
 
 /// CUDA devices that can be used here, or why none can. Never panics: CubeCL itself would, without a driver, without
 /// NVRTC or without the toolkit's headers.

@@ -12,12 +12,16 @@ pub mod cpu;
 #[cfg(feature = "cuda")]
 pub mod cuda;
 mod flex;
+#[cfg(any(feature = "cuda", feature = "vulkan", feature = "cuda-sources"))]
+mod gpu;
 mod operations;
 pub mod pages;
 pub mod plain;
 #[cfg(test)]
 mod tests;
 
+#[cfg(all(test, feature = "vulkan"))]
+pub(crate) use gpu::tests::vulkan as vulkan_found;
 pub use operations::{
     AdamStep, AttentionLayout, Kernels, MASKED, NO_ROW, NormConvGrads, NormPreluGrads, RowIndex,
     VoxelLabels,

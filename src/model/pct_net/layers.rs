@@ -60,7 +60,8 @@ pub fn dropout<B: Backend, const D: usize>(x: Tensor<B, D>, p: f64, mode: Mode) 
     }
     let shape = x.dims();
     let values = keep_mask(&stream.next(), shape.iter().product(), 1.0 - p);
-    x.clone() * Tensor::from_data(TensorData::new(values, shape), &x.device())
+    let mask = Tensor::<B, D>::from_data(TensorData::new(values, shape), &x.device());
+    x.clone() * mask.cast(x.dtype())
 }
 
 /// Drops a whole sample of a residual branch with probability `p` in training. `x` is `[batch, tokens, channels]`.
@@ -74,7 +75,8 @@ pub fn drop_path<B: Backend>(x: Tensor<B, 3>, p: f64, mode: Mode) -> Tensor<B, 3
     if keep.iter().all(|scale| *scale == keep[0]) {
         return x * keep[0];
     }
-    x.clone() * Tensor::from_data(TensorData::new(keep, [batch, 1, 1]), &x.device())
+    let mask = Tensor::<B, 3>::from_data(TensorData::new(keep, [batch, 1, 1]), &x.device());
+    x.clone() * mask.cast(x.dtype())
 }
 
 /// `len` values that are `1 / keep` with probability `keep` and 0 otherwise.

@@ -1,13 +1,14 @@
 //! The whole network: embedding, pyramid of convolution and attention, prediction head.
 
 use burn::module::Module;
-use burn::tensor::{Tensor, backend::Backend};
+use burn::tensor::{DType, Tensor, backend::Backend};
 
 use super::attention::{ConvTrans, ConvTransConfig};
 use super::blocks::{ConvBlock, DownSample, PreConv, UpCat, kernel};
 use super::config::{ConfigError, PctNetConfig};
 use super::layers::{Conv3d, Init, Mode};
 use crate::model::kernels::Kernels;
+use crate::model::precision::Precision;
 
 /// From the image to the first attention level, with the two finest feature maps beside.
 #[derive(Module, Debug)]
@@ -122,6 +123,29 @@ impl<B: Kernels> PctNet<B> {
         let d1 = self.up_to_1(walk, x1, d2);
         let out1 = walk.pre_conv(d1.clone(), &self.head.out_conv1);
         [self.up_to_0(walk, x0, d1), out1, out2, out3]
+    }
+
+    /// [`PctNet::forward`] with activations of `precision`, on a backend whose [`Kernels`] compute in the type of the
+    /// activations (the GPU's): parameters, statistics and gradients of parameters stay float32, as do the logits.
+    pub fn forward_in(
+        &self,
+        x: Tensor<B, 5>,
+        mode: Mode,
+        precision: Precision,
+    ) -> [Tensor<B, 5>; 4] {
+        let logits = self.forward(x.cast(precision.dtype()), mode);
+        logits.map(|scale| scale.cast(DType::F32))
+    }
+
+    /// The finest scale of [`PctNet::forward_in`].
+    pub fn forward_finest_in(
+        &self,
+        x: Tensor<B, 5>,
+        mode: Mode,
+        precision: Precision,
+    ) -> Tensor<B, 5> {
+        self.forward_finest(x.cast(precision.dtype()), mode)
+            .cast(DType::F32)
     }
 
     /// Logits of the finest scale only, `[batch, class_num, depth, height, width]`.
