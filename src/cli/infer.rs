@@ -30,6 +30,9 @@ pub struct InferArgs {
     /// Where to compute: auto, cpu, cuda or cuda:N
     #[arg(long, default_value = "auto")]
     device: DeviceChoice,
+    /// Test-time augmentation: none, or flips (the mean with the mirrored scan, paired labels exchanged; twice the time)
+    #[arg(long, default_value = "none", value_parser = ["none", "flips"])]
+    tta: String,
     /// Print one JSON document with times and memory
     #[arg(long)]
     json: bool,
@@ -52,7 +55,10 @@ pub fn run(args: InferArgs) -> anyhow::Result<ExitCode> {
         )));
     }
     let load = Instant::now();
-    let segmenter = Segmenter::load(&args.model, args.device)?;
+    let mut segmenter = Segmenter::load(&args.model, args.device)?;
+    if args.tta == "flips" {
+        segmenter = segmenter.with_flips()?;
+    }
     let load_s = load.elapsed().as_secs_f64();
     if !segmenter.manifest().trained {
         eprintln!("note: this model has not been trained; its labels mean nothing yet");

@@ -8,6 +8,7 @@ use std::time::Instant;
 use burn::tensor::{Tensor, TensorData, backend::Backend};
 
 use super::blend::Blend;
+use super::mirrored::Mirrored;
 use super::windows;
 use crate::imaging::{ImagingError, Volume, orientation, resample};
 use crate::model::engine::{DeviceChoice, Engine, on_engine};
@@ -115,6 +116,19 @@ impl Segmenter {
             device: engine.name(),
             net,
         })
+    }
+
+    /// Asks the network twice from now on, the second time with left and right exchanged, and takes the mean.
+    ///
+    /// # Errors
+    /// Labels of which one side is missing: their names do not say what a mirrored structure is.
+    pub fn with_flips(mut self) -> Result<Self, ModelError> {
+        let Some(mirror) = self.manifest.labels.mirrored() else {
+            let reason = "flips exchange left and right, but a structure of one side has no partner among the labels";
+            return Err(ModelError::Data(reason.to_owned()));
+        };
+        self.net = Box::new(Mirrored::new(self.net, mirror, self.manifest.patch));
+        Ok(self)
     }
 
     /// What the model is.
