@@ -9,5 +9,5 @@ mod segment;
 mod windows;
 
 pub(super) use mirrored::Mirrored;
-pub(super) use segment::{Forward, NetworkOn, prepare, segment};
+pub(super) use segment::{Forward, prepare, ready, segment};
 pub use segment::{Segmentation, Segmenter};

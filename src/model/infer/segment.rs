@@ -47,7 +47,8 @@ pub(in crate::model) trait Forward: Send {
 }
 
 /// The network on any device, layer by layer.
-pub(in crate::model) struct NetworkOn<B: Backend> {
+#[cfg_attr(not(feature = "cuda"), allow(dead_code))] // the CPU has its plan
+struct NetworkOn<B: Backend> {
     pub net: PctNet<B>,
     pub device: B::Device,
     /// `[d, h, w]` of every patch.
@@ -71,6 +72,22 @@ impl Forward for Planned {
         // A plan holds no state between runs, so one that a panic interrupted is as good as new.
         let mut plan = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         plan.run(&patch)
+    }
+}
+
+/// A network in the form that answers fastest: a plan on the CPU, layer by layer elsewhere.
+#[cfg_attr(not(feature = "cuda"), allow(unused_variables))] // a plan has no device
+pub(in crate::model) fn ready<B: Kernels + 'static>(
+    engine: Engine,
+    net: PctNet<B>,
+    in_chns: usize,
+    patch: [usize; 3],
+    device: B::Device,
+) -> Box<dyn Forward> {
+    match engine {
+        Engine::Cpu => Box::new(Planned(Mutex::new(Plan::new(&net, in_chns, patch)))),
+        #[cfg(feature = "cuda")]
+        Engine::Cuda(_) => Box::new(NetworkOn { net, device, patch }),
     }
 }
 
@@ -98,18 +115,13 @@ impl Segmenter {
             }
             // The file's tensors are not held beside the plan's.
             drop(state);
-            match engine {
-                Engine::Cpu => {
-                    let plan = Plan::new(&net, manifest.network.in_chns, manifest.patch);
-                    Box::new(Planned(Mutex::new(plan)))
-                }
-                #[cfg(feature = "cuda")]
-                Engine::Cuda(_) => Box::new(NetworkOn {
-                    net,
-                    device,
-                    patch: manifest.patch,
-                }),
-            }
+            ready(
+                engine,
+                net,
+                manifest.network.in_chns,
+                manifest.patch,
+                device,
+            )
         });
         Ok(Self {
             manifest,

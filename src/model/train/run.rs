@@ -21,7 +21,7 @@ use crate::imaging::metrics;
 use crate::model::background::{Background, BackgroundStats};
 use crate::model::engine::{Engine, on_engine};
 use crate::model::error::ModelError;
-use crate::model::infer::{Forward, Mirrored, NetworkOn};
+use crate::model::infer::{Forward, Mirrored, ready};
 use crate::model::kernels::Kernels;
 use crate::model::loss::{Target, deep_supervised};
 use crate::model::manifest::{Manifest, write_model};
@@ -59,7 +59,7 @@ pub fn train(
     };
     let engine = Engine::open(request.options.device)?;
     on_engine!(engine, |B, device| Trainer::<B>::new(
-        request, init, device
+        request, init, engine, device
     )?
     .run(on))
 }
@@ -75,6 +75,7 @@ struct Trainer<'a, B: Kernels> {
     good: Option<Good>,
     init: Option<LoadReport>,
     parent_sha256: Option<String>,
+    engine: Engine,
     device: B::Device,
     notes: Vec<CaseNote>,
 }
@@ -97,6 +98,7 @@ impl<'a, B: Kernels> Trainer<'a, B> {
     fn new(
         request: &'a TrainRequest,
         init: Option<(State, Manifest)>,
+        engine: Engine,
         device: B::Device,
     ) -> Result<Self, ModelError> {
         let config = &request.model.network;
@@ -118,6 +120,7 @@ impl<'a, B: Kernels> Trainer<'a, B> {
             good: None,
             init: report,
             parent_sha256,
+            engine,
             device,
             notes: Vec::new(),
         })
@@ -412,18 +415,20 @@ impl<'a, B: Kernels> Trainer<'a, B> {
             return Ok(None);
         }
         let model = &self.request.model;
-        let net = NetworkOn {
-            net: self.current(),
-            device: self.device.clone(),
-            patch: model.patch,
-        };
+        let net = ready(
+            self.engine,
+            self.current(),
+            model.network.in_chns,
+            model.patch,
+            self.device.clone(),
+        );
         let mirror = model
             .labels
             .mirrored()
             .filter(|_| self.request.options.flips);
         let net: Box<dyn Forward> = match mirror {
             Some(mirror) => Box::new(Mirrored::new(net, mirror, model.patch)),
-            None => Box::new(net),
+            None => net,
         };
         let between = &mut || on(TrainEvent::Between);
         let dice = match dice_on(&*net, model, cases, between)? {
@@ -550,3 +555,6 @@ impl Recent {
         self.values.iter().sum::<f32>() / self.values.len().max(1) as f32
     }
 }
+
+#[cfg(test)]
+mod tests;

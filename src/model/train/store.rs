@@ -185,6 +185,19 @@ impl Drop for CaseStore {
 }
 
 impl StoredCase {
+    /// A case of which every class was annotated, without voxels.
+    #[cfg(test)]
+    pub fn named(name: &str, classes: usize) -> Self {
+        Self {
+            name: name.to_owned(),
+            path: PathBuf::new(),
+            shape: [0; 3],
+            spacing_mm: [1.0; 3],
+            annotated: vec![true; classes],
+            places: vec![0; classes],
+        }
+    }
+
     fn voxels(&self) -> usize {
         self.shape.iter().product()
     }
