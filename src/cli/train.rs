@@ -348,12 +348,13 @@ impl TrainArgs {
                 }
             }
             None => {
-                let network =
-                    PctNetConfig::pct_net_s(labels.class_count(), PctNetConfig::SMALL_PATCH, 1);
-                let (preprocessing, patch, data) = survey.plan(&network, &given);
+                let small = |patch| PctNetConfig::pct_net_s(labels.class_count(), patch, 1);
+                let (preprocessing, patch, data) =
+                    survey.plan(&small(PctNetConfig::SMALL_PATCH), &given);
                 ModelDescription {
                     name: "pct-net-s".to_owned(),
-                    network,
+                    // Its attention windows fit the patch that it will see.
+                    network: small(patch),
                     labels,
                     preprocessing,
                     patch,

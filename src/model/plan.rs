@@ -12,8 +12,9 @@ use super::train::{TrainCase, load};
 
 /// HU range for structures of soft tissue and bone; air and dense metal saturate.
 const HU_WINDOW: [f32; 2] = [-300.0, 700.0];
-/// The window is widened until it holds the labelled voxels but for so many at either end.
-const TAIL: f64 = 0.05;
+/// The window is widened until it holds the labelled voxels but for so many at either end: that dense bone saturates costs
+/// nothing, a window without most of what is labelled would.
+const TAIL: f64 = 0.25;
 /// HU that a CT can hold, the range of the histogram.
 const CT_HU: [i32; 2] = [-1024, 3071];
 /// The median scan is brought to at most so many voxels along an axis, so that a small network's windows still see
@@ -160,7 +161,7 @@ impl Survey {
         reasons.push(match given.hu_window {
             Some(window) => format!("HU window {} to {}: as given", window[0], window[1]),
             None => format!(
-                "HU window {} to {}: soft tissue and bone ({} to {}), widened to the middle 90 % of the labelled voxels ({} to {})",
+                "HU window {} to {}: soft tissue and bone ({} to {}), widened to the middle half of the labelled voxels ({} to {})",
                 hu_window[0],
                 hu_window[1],
                 HU_WINDOW[0],

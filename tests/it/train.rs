@@ -248,7 +248,6 @@ fn what_is_given_goes_before_the_plan() {
         (["--ema", "1"], "below 1"),
         (["--focus", "2"], "from 0 to 1"),
         (["--batch", "0"], "0 is not in"),
-        (["--clip-norm", "-1"], "--clip-norm"),
     ] {
         let output = command("train", &data, &out, &options).output().unwrap();
         assert_eq!(
