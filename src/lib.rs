@@ -56,6 +56,12 @@
 //! [`rounds::registry`] moves the finished directory into place, and one transaction adds the version
 //! and sets the pointer; the next inference uses it. A stopped or failed round publishes nothing.
 //!
+//! # A training
+//! [`model::train()`] brings each case to the model's grid once and keeps it on disk. Threads make patches ahead of the trainer
+//! (`model/background`, shared with pretraining): where a patch lies and what is done to it is a pure function of (seed,
+//! number of the patch), so a run is its step, weights and moments here too. Cases that cannot be used are named and left
+//! out; numbers that are not finite lead back to the last good state.
+//!
 //! # A pretraining
 //! `fewlabel pretrain` ([`model::pretrain`]) learns from scans without labels by Volume Fusion
 //! ([`model::volume_fusion`]). Threads read scans and make samples ahead of the trainer, in memory that does not grow

@@ -1,8 +1,10 @@
 //! The course of a training run as a file: one JSON object a line, so that a run that was killed leaves what it had.
 //!
-//! `{"step":1,"loss":1.2,"learning_rate":0.004,"elapsed_s":0.5}` after every step, and
-//! `{"step":100,"dice":{"liver":0.8,"spleen":null},"mean":0.8,"best":true}` after every validation. A run that goes on from
-//! an earlier state adds its lines; where steps are there twice, the later ones count.
+//! `{"step":1,"loss":1.2,"learning_rate":0.004,"elapsed_s":0.5,"waiting":0.01}` after every step (`waiting`: share of the
+//! time that went into waiting for patches), `{"step":100,"dice":{"liver":0.8,"spleen":null},"mean":0.8,"best":true}` after
+//! every validation, `{"case":"a","skipped":true,"reason":"..."}` for a case with something to say about, and
+//! `{"step":7,"back_to":0,"reason":"...","rate_scale":0.5}` where numbers were not finite. A run that goes on from an earlier
+//! state adds its lines; where steps are there twice, the later ones count.
 
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Write};
@@ -10,8 +12,11 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use anyhow::Context;
+use serde::de::IgnoredAny;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
+
+use crate::model::CaseNote;
 
 /// Name of the file in the model directory.
 const FILE: &str = "training.jsonl";
@@ -27,6 +32,9 @@ pub struct Step {
     pub learning_rate: f64,
     /// Time since this process began to train.
     pub elapsed_s: f64,
+    /// Share of that time in which it waited for patches.
+    #[serde(default)]
+    pub waiting: f64,
 }
 
 /// One validation.
@@ -54,6 +62,15 @@ impl Validation {
 enum Line {
     Step(Step),
     Validation(Validation),
+    /// Of these two only the presence counts here; they are for people to read.
+    Case {
+        #[serde(rename = "case")]
+        _case: IgnoredAny,
+    },
+    RolledBack {
+        #[serde(rename = "back_to")]
+        _back_to: IgnoredAny,
+    },
 }
 
 /// What happened in a run.
@@ -92,6 +109,7 @@ impl Curve {
                     curve.validations.truncate(known);
                     curve.validations.push(validation);
                 }
+                Ok(Line::Case { .. } | Line::RolledBack { .. }) => {}
                 Err(_) if lines.peek().is_none() => {}
                 Err(error) => {
                     return Err(error)
@@ -132,13 +150,26 @@ impl CurveWriter {
     }
 
     /// Adds a step.
-    pub fn step(&mut self, step: usize, loss: f32, learning_rate: f64) {
+    pub fn step(&mut self, step: usize, loss: f32, learning_rate: f64, waiting: f64) {
         let elapsed_s = self.started.elapsed().as_secs_f64();
         self.add(&json!(Step {
             step,
             loss,
             learning_rate,
-            elapsed_s
+            elapsed_s,
+            waiting
+        }));
+    }
+
+    /// Adds what there is to say about a case.
+    pub fn case(&mut self, note: &CaseNote) {
+        self.add(&json!(note));
+    }
+
+    /// Adds a step that was left out because its numbers were not finite.
+    pub fn rolled_back(&mut self, step: usize, back_to: usize, reason: &str, rate_scale: f64) {
+        self.add(&json!({
+            "step": step, "back_to": back_to, "reason": reason, "rate_scale": rate_scale,
         }));
     }
 
@@ -214,7 +245,7 @@ mod tests {
         let names = vec!["liver".to_owned(), "spleen".to_owned()];
         let mut killed = CurveWriter::new(&model, names.clone());
         for n in 1..=4 {
-            killed.step(n, 9.0, 0.5);
+            killed.step(n, 9.0, 0.5, 0.0);
         }
         killed.validation(4, &[Some(0.25), None], 0.25, true);
         drop(killed);
@@ -225,8 +256,15 @@ mod tests {
 
         let mut again = CurveWriter::new(&model, names);
         for n in 3..=6 {
-            again.step(n, 1.0, 0.5);
+            again.step(n, 1.0, 0.5, 0.0);
         }
+        let (case, reason) = ("a".to_owned(), "b".to_owned());
+        again.case(&CaseNote {
+            case,
+            skipped: true,
+            reason,
+        });
+        again.rolled_back(5, 0, "the loss is NaN", 0.5);
         again.validation(6, &[Some(0.5), Some(0.75)], 0.625, true);
         std::fs::create_dir(&model).unwrap();
         let curve = again.finish().unwrap();

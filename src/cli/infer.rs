@@ -34,6 +34,9 @@ pub struct InferArgs {
     /// such products
     #[arg(long, default_value = "auto")]
     precision: PrecisionChoice,
+    /// Test-time augmentation: none, or flips (the mean with the mirrored scan, paired labels exchanged; twice the time)
+    #[arg(long, default_value = "none", value_parser = ["none", "flips"])]
+    tta: String,
     /// Print one JSON document with times and memory
     #[arg(long)]
     json: bool,
@@ -56,7 +59,10 @@ pub fn run(args: InferArgs) -> anyhow::Result<ExitCode> {
         )));
     }
     let load = Instant::now();
-    let segmenter = Segmenter::load(&args.model, args.device, args.precision)?;
+    let mut segmenter = Segmenter::load(&args.model, args.device, args.precision)?;
+    if args.tta == "flips" {
+        segmenter = segmenter.with_flips()?;
+    }
     let load_s = load.elapsed().as_secs_f64();
     if !segmenter.manifest().trained {
         eprintln!("note: this model has not been trained; its labels mean nothing yet");

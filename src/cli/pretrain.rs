@@ -9,13 +9,13 @@ use anyhow::{Context, bail};
 use clap::Args;
 
 use super::progress::Progress;
-use super::{Usage, parse_triple};
+use super::{Usage, parse_spacing, parse_triple, parse_window};
 use crate::model::pretrain::{
-    Layout, PretrainEvent, PretrainOptions, PretrainRequest, ScanNote, Spacing, find_scans,
+    Layout, PretrainEvent, PretrainOptions, PretrainRequest, ScanNote, find_scans,
     measure_pipeline, pretrain, run_folder, split_by_patient,
 };
 use crate::model::volume_fusion::{FusionOptions, Scheme};
-use crate::model::{DeviceChoice, PctNetConfig, Schedule};
+use crate::model::{DeviceChoice, PctNetConfig, Schedule, Spacing};
 
 /// Voxels of all samples of a scan that was read, about.
 const VOXELS_PER_SCAN: usize = 1 << 23;
@@ -111,23 +111,6 @@ pub struct PretrainArgs {
 
 fn at_least_1() -> clap::builder::RangedU64ValueParser<u64> {
     clap::value_parser!(u64).range(1..=1 << 40)
-}
-
-fn parse_spacing(text: &str) -> Result<Spacing, String> {
-    match text {
-        "plan" => Ok(Spacing::Plan),
-        "own" => Ok(Spacing::Own),
-        _ => parse_triple(text)
-            .map(Spacing::Millimetres)
-            .map_err(|_| "expected plan, own or three lengths such as 2.5,1,1".to_owned()),
-    }
-}
-
-fn parse_window(text: &str) -> Result<[f32; 2], String> {
-    let ends: Result<Vec<f32>, _> = text.split(',').map(|end| end.trim().parse()).collect();
-    ends.ok()
-        .and_then(|ends| <[f32; 2]>::try_from(ends).ok())
-        .ok_or_else(|| "expected two numbers such as -300,700".to_owned())
 }
 
 /// Pretrains; Ctrl-C saves a checkpoint and ends the run with exit code 1.
@@ -297,21 +280,4 @@ fn request(args: &PretrainArgs) -> anyhow::Result<PretrainRequest> {
         resume: args.resume,
         device: args.device,
     })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn options_are_understood() {
-        assert_eq!(parse_spacing("plan"), Ok(Spacing::Plan));
-        assert_eq!(
-            parse_spacing("2.5, 1,1"),
-            Ok(Spacing::Millimetres([2.5, 1.0, 1.0]))
-        );
-        assert!(parse_spacing("2.5").is_err());
-        assert_eq!(parse_window("-1000,1000"), Ok([-1000.0, 1000.0]));
-        assert!(parse_window("1").is_err());
-    }
 }

@@ -11,12 +11,12 @@ use clap::Args;
 use super::curve::CurveWriter;
 use super::dataset::Dataset;
 use super::progress::Progress;
-use super::report;
-use crate::imaging::{Budget, read_scan};
+use super::{Usage, parse_spacing, parse_triple, parse_window, report};
 use crate::model::pretrain::run_folder;
 use crate::model::{
-    CheckpointPlan, DeviceChoice, Lineage, Manifest, ModelDescription, PctNetConfig, TrainCase,
-    TrainEvent, TrainOptions, TrainRequest, plan_preprocessing,
+    Augment, CheckpointPlan, DeviceChoice, EndedEarly, Given, LabelSchema, Lineage, Manifest,
+    ModelDescription, PctNetConfig, Spacing, Survey, TrainCase, TrainEvent, TrainOptions,
+    TrainRequest, measure_loading,
 };
 use crate::rng::Rng;
 
@@ -48,9 +48,51 @@ pub struct TrainArgs {
     /// Learning rate at the start [default: 0.001, or 0.004 from weights that have not been trained]
     #[arg(long)]
     learning_rate: Option<f64>,
+    /// Steps over which the learning rate rises to its start
+    #[arg(long, default_value_t = 0, value_name = "N")]
+    warmup: usize,
     /// Patches per step
-    #[arg(long, default_value_t = 2, value_name = "N")]
-    batch: usize,
+    #[arg(long, default_value_t = 2, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1024))]
+    batch: u32,
+    /// Voxel spacing: plan (the median of the scans), own (each scan's own), or three lengths in mm [default: plan, or
+    /// that of --init]
+    #[arg(long, value_name = "plan|own|Z,Y,X", value_parser = parse_spacing)]
+    spacing: Option<Spacing>,
+    /// HU that become -1 and 1 [default: planned from the labelled voxels, or those of --init]
+    #[arg(long, value_name = "LOW,HIGH", value_parser = parse_window, allow_hyphen_values = true)]
+    hu_window: Option<[f32; 2]>,
+    /// Patch in voxels after resampling [default: 16,32,32, smaller for smaller scans, or that of --init]
+    #[arg(long, value_name = "Z,Y,X", value_parser = parse_triple::<usize>)]
+    patch: Option<[usize; 3]>,
+    /// Share of patches around a structure, each structure equally often; the others lie anywhere
+    #[arg(long, value_name = "SHARE")]
+    focus: Option<f64>,
+    /// Random changes of patches: none, light (mirrored sides where all have a partner, small rotations and scalings,
+    /// contrast, brightness, gamma, noise) or full (larger ones, elastic deformation, blur, low resolution)
+    /// [default: light]
+    #[arg(long)]
+    augment: Option<Augment>,
+    /// Largest norm of the gradient; longer ones are shortened; 0 allows any [default: 12]
+    #[arg(long, value_name = "NORM")]
+    clip_norm: Option<f64>,
+    /// Leave the encoder's weights as they are for the first N steps
+    #[arg(long, default_value_t = 0, value_name = "N")]
+    freeze_encoder: usize,
+    /// Keep a running average of the weights with this decay, such as 0.99; it is what is validated and saved; 0 keeps none
+    #[arg(long, value_name = "DECAY")]
+    ema: Option<f64>,
+    /// End after N validations without a better result; 0 never
+    #[arg(long, default_value_t = 0, value_name = "N")]
+    patience: usize,
+    /// Test-time augmentation of validations: none, or flips (the mean with the mirrored scan; twice the time)
+    #[arg(long, default_value = "none", value_parser = ["none", "flips"])]
+    tta: String,
+    /// Threads that make patches [default: a quarter of the cores]
+    #[arg(long, default_value_t = 0, hide_default_value = true, value_name = "N")]
+    loaders: usize,
+    /// Only make N patches and print how many a second
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    measure_loading: Option<u64>,
     /// Share of the cases held out to choose the best weights
     #[arg(long, default_value_t = 0.2, value_name = "SHARE")]
     val_split: f64,
@@ -82,59 +124,13 @@ pub fn run(args: TrainArgs) -> anyhow::Result<()> {
     if let Some(path) = &args.report {
         report::check(path)?;
     }
+    args.check()?;
     let dataset = Dataset::open(&args.data)?;
     let (cases, validation) = split(dataset.cases, args.seed, args.val_split);
-    let model = match &args.init {
-        Some(dir) => {
-            let model = Manifest::read(dir)?.model;
-            let network = PctNetConfig {
-                class_num: dataset.labels.class_count(),
-                ..model.network
-            };
-            ModelDescription {
-                network,
-                labels: dataset.labels,
-                lineage: Lineage::made_by("trained"),
-                trained: model.trained && !args.from_scratch,
-                ..model
-            }
-        }
-        None => {
-            let mut scans = Vec::new();
-            for case in &cases {
-                let scan = read_scan(&case.image, &Budget::default());
-                scans.push(
-                    scan.with_context(|| case.image.display().to_string())?
-                        .volume
-                        .geometry,
-                );
-            }
-            ModelDescription {
-                name: "pct-net-s".to_owned(),
-                network: PctNetConfig::pct_net_s(
-                    dataset.labels.class_count(),
-                    PctNetConfig::SMALL_PATCH,
-                    1,
-                ),
-                labels: dataset.labels,
-                preprocessing: plan_preprocessing(&scans),
-                patch: PctNetConfig::SMALL_PATCH,
-                trained: false,
-                lineage: Lineage::made_by("trained"),
-            }
-        }
-    };
+    let model = args.describe(dataset.labels, &cases)?;
     let names = model.labels.names().to_vec();
-    let defaults = TrainOptions::starting_from(model.trained && !args.from_scratch);
-    let options = TrainOptions {
-        steps: args.steps,
-        learning_rate: args.learning_rate.unwrap_or(defaults.learning_rate),
-        validate_every: args.validate_every.unwrap_or(args.steps.div_ceil(5)),
-        seed: args.seed,
-        device: args.device,
-        batch: args.batch,
-        ..defaults
-    };
+    say_plan(&model);
+    let options = args.options(model.trained && !args.from_scratch);
     eprintln!(
         "learning from {} cases, choosing on {}",
         cases.len(),
@@ -156,12 +152,22 @@ pub fn run(args: TrainArgs) -> anyhow::Result<()> {
         cases,
         validation,
         model,
-        init: args.init.filter(|_| !args.from_scratch),
+        init: args.init.clone().filter(|_| !args.from_scratch),
         checkpoint: Some(checkpoint),
         out: args.out.clone(),
         options,
     };
 
+    if let Some(count) = args.measure_loading {
+        let rate_hz = measure_loading(&request, count, &mut |event| {
+            if let TrainEvent::Case(note) = event {
+                eprintln!("{note}");
+            }
+            ControlFlow::Continue(())
+        })?;
+        println!("{rate_hz:.1} patches/s");
+        return Ok(());
+    }
     let interrupted = Arc::new(AtomicBool::new(false));
     let flag = interrupted.clone();
     ctrlc::set_handler(move || flag.store(true, Ordering::Relaxed))
@@ -176,9 +182,27 @@ pub fn run(args: TrainArgs) -> anyhow::Result<()> {
                 loss,
                 learning_rate,
                 rate_hz,
+                waiting,
             } => {
-                curve.step(step, loss, learning_rate);
-                progress.set(step, steps, &format!("loss {loss:.4}, {rate_hz:.2} it/s"));
+                curve.step(step, loss, learning_rate, waiting);
+                let waiting = waiting * 100.0;
+                let message = format!("loss {loss:.4}, {rate_hz:.2} it/s, waiting {waiting:.1} %");
+                progress.set(step, steps, &message);
+            }
+            TrainEvent::Case(note) => {
+                curve.case(note);
+                progress.note(&note.to_string());
+            }
+            TrainEvent::RolledBack {
+                step,
+                back_to,
+                reason,
+                rate_scale,
+            } => {
+                curve.rolled_back(step, back_to, reason, rate_scale);
+                progress.note(&format!(
+                    "step {step}: {reason}; back to the weights of step {back_to}, with the learning rate times {rate_scale}"
+                ));
             }
             TrainEvent::Validated {
                 step,
@@ -221,22 +245,168 @@ pub fn run(args: TrainArgs) -> anyhow::Result<()> {
             )
         );
     }
-    let ended = if report.stopped {
-        "stopped after"
-    } else {
-        "trained"
+    let ended = match report.ended_early {
+        None => "trained",
+        Some(EndedEarly::Stopped) => "stopped after",
+        Some(EndedEarly::Patience) => "no better for as long as asked, ended after",
     };
+    let skipped = report.notes.iter().filter(|note| note.skipped).count();
+    if skipped > 0 {
+        println!("{skipped} cases were skipped; training.jsonl in the model says why");
+    }
     println!(
         "{ended} {} steps, loss {:.4}: {}",
         report.steps,
         report.loss,
         args.out.display()
     );
+    println!(
+        "loading: {:.1} patches/s; the trainer waited {:.1} % of its time",
+        report.samples_per_s,
+        report.waiting * 100.0
+    );
     if let Some(path) = &args.report {
         let png = report::write_training(path, &report.manifest.name, &names, &curve)?;
         eprintln!("report: {} and {}", path.display(), png.display());
     }
     Ok(())
+}
+
+impl TrainArgs {
+    fn check(&self) -> anyhow::Result<()> {
+        let share = 0.0..=1.0;
+        let wrong = if !(0.0..1.0).contains(&self.val_split) {
+            Some(format!(
+                "--val-split is {}; it must be at least 0 and below 1",
+                self.val_split
+            ))
+        } else if self.focus.is_some_and(|focus| !share.contains(&focus)) {
+            Some("--focus must be from 0 to 1".to_owned())
+        } else if self.ema.is_some_and(|decay| !(0.0..1.0).contains(&decay)) {
+            Some("--ema must be at least 0 and below 1".to_owned())
+        } else if self
+            .clip_norm
+            .is_some_and(|norm| !(norm.is_finite() && norm >= 0.0))
+        {
+            Some("--clip-norm must be 0 or a positive number".to_owned())
+        } else if self
+            .learning_rate
+            .is_some_and(|rate| !(rate.is_finite() && rate > 0.0))
+        {
+            Some("--learning-rate must be a positive number".to_owned())
+        } else {
+            None
+        };
+        match wrong {
+            Some(reason) => bail!(Usage(reason)),
+            None => Ok(()),
+        }
+    }
+
+    /// What the result will be: the model to start from, or a plan from the data; what is given goes before both.
+    fn describe(
+        &self,
+        labels: LabelSchema,
+        cases: &[TrainCase],
+    ) -> anyhow::Result<ModelDescription> {
+        let survey = Survey::of(cases, &labels);
+        let lineage = |data| Lineage {
+            data: Some(data),
+            ..Lineage::made_by("trained")
+        };
+        let given = Given {
+            spacing: self.spacing.unwrap_or_default(),
+            hu_window: self.hu_window,
+            patch: self.patch,
+        };
+        let model = match &self.init {
+            Some(dir) => {
+                let model = Manifest::read(dir)?.model;
+                let given = Given {
+                    spacing: self
+                        .spacing
+                        .unwrap_or(match model.preprocessing.spacing_mm {
+                            Some(mm) => Spacing::Millimetres(mm),
+                            None => Spacing::Own,
+                        }),
+                    hu_window: Some(self.hu_window.unwrap_or(model.preprocessing.hu_window)),
+                    patch: Some(self.patch.unwrap_or(model.patch)),
+                };
+                let network = PctNetConfig {
+                    class_num: labels.class_count(),
+                    ..model.network
+                };
+                let (preprocessing, patch, data) = survey.plan(&network, &given);
+                ModelDescription {
+                    network,
+                    labels,
+                    preprocessing,
+                    patch,
+                    lineage: lineage(data),
+                    trained: model.trained && !self.from_scratch,
+                    ..model
+                }
+            }
+            None => {
+                let small = |patch| PctNetConfig::pct_net_s(labels.class_count(), patch, 1);
+                let (preprocessing, patch, data) =
+                    survey.plan(&small(PctNetConfig::SMALL_PATCH), &given);
+                ModelDescription {
+                    name: "pct-net-s".to_owned(),
+                    // Its attention windows fit the patch that it will see.
+                    network: small(patch),
+                    labels,
+                    preprocessing,
+                    patch,
+                    trained: false,
+                    lineage: lineage(data),
+                }
+            }
+        };
+        let fits = model.network.check_patch(model.patch);
+        fits.map_err(|error| Usage(error.to_string()))?;
+        Ok(model)
+    }
+
+    fn options(&self, trained: bool) -> TrainOptions {
+        let defaults = TrainOptions::starting_from(trained);
+        TrainOptions {
+            steps: self.steps,
+            batch: self.batch as usize,
+            learning_rate: self.learning_rate.unwrap_or(defaults.learning_rate),
+            warmup: self.warmup,
+            clip_norm: self.clip_norm.unwrap_or(defaults.clip_norm),
+            freeze_encoder: self.freeze_encoder,
+            ema: self
+                .ema
+                .map_or(defaults.ema, |decay| (decay > 0.0).then_some(decay)),
+            focus: self.focus.unwrap_or(defaults.focus),
+            augment: self.augment.unwrap_or(defaults.augment),
+            validate_every: self.validate_every.unwrap_or(self.steps.div_ceil(5)),
+            patience: self.patience,
+            flips: self.tta == "flips",
+            seed: self.seed,
+            loaders: self.loaders,
+            device: self.device,
+            weight_decay: defaults.weight_decay,
+        }
+    }
+}
+
+/// What is learned, from what, and how it is looked at.
+fn say_plan(model: &ModelDescription) {
+    let Some(data) = &model.lineage.data else {
+        return;
+    };
+    for reason in &data.reasons {
+        eprintln!("{reason}");
+    }
+    for class in &data.classes {
+        eprintln!(
+            "{}: in {} of {} cases in which it was annotated, {} voxels",
+            class.name, class.cases, class.annotated, class.voxels
+        );
+    }
 }
 
 /// Cases to learn from and cases to choose the best weights on. A case's side depends on its name and the seed alone; at

@@ -49,15 +49,15 @@ pub enum ModelError {
     /// The data cannot be trained on.
     #[error("cannot train: {0}")]
     Data(String),
-    /// The loss stopped being a number.
+    /// Loss or gradients stopped being numbers.
     #[error(
-        "training diverged at step {step}: the loss is {loss}; nothing was published. Lower the learning rate or check the labels"
+        "training diverged at step {step}: {reason}; nothing was published. Lower the learning rate or check the labels"
     )]
     Diverged {
         /// The step.
         step: usize,
-        /// The loss.
-        loss: f32,
+        /// What was not finite, and on what.
+        reason: String,
     },
     /// The caller asked to stop.
     #[error("stopped on request")]

@@ -24,7 +24,7 @@ pub struct Target<B: Backend> {
 impl<B: Backend> Target<B> {
     /// `labels` holds class indices `[batch, depth, height, width]`, x fastest. `annotated[b]` says for each class of
     /// case `b` whether it was annotated; a class that was not is unknown there: the label 0 then means "background
-    /// or one of the unknown classes".
+    /// or one of the unknown classes", and so does a label of such a class.
     pub fn new(
         labels: &[u8],
         size: [usize; 3],
@@ -46,9 +46,18 @@ impl<B: Backend> Target<B> {
                 .collect::<Vec<_>>();
             Tensor::from_data(TensorData::new(values, [batch, classes, 1]), device)
         });
-        let last = (classes.max(1) - 1) as u8;
+        let voxels = size.iter().product::<usize>().max(1);
+        let classes_of = labels
+            .chunks(voxels)
+            .zip(annotated)
+            .flat_map(|(labels, known)| {
+                let known = |label: u8| known.get(usize::from(label)) == Some(&true);
+                labels
+                    .iter()
+                    .map(move |&label| if known(label) { label } else { 0 })
+            });
         let labels = VoxelLabels {
-            classes: labels.iter().map(|&label| label.min(last)).collect(),
+            classes: classes_of.collect(),
             size,
         };
         Self {
@@ -234,6 +243,27 @@ mod tests {
         let unknown = loss(logits, &[0, 1], &[true, true, false]);
         assert!(strict > 20.0, "{strict}");
         assert!(unknown.abs() < 1e-3, "{unknown}");
+    }
+
+    #[test]
+    fn what_is_annotated_is_never_masked() {
+        // Whatever else is unknown in the case, a wrong answer at a voxel of an annotated class costs.
+        for other in [true, false] {
+            let right = vec![-50.0, 50.0, 50.0, -50.0, -50.0, -50.0];
+            let missed = vec![50.0, 50.0, -50.0, -50.0, -50.0, -50.0];
+            let taken = vec![-50.0, 50.0, -50.0, -50.0, 50.0, -50.0];
+            let cost = |logits| loss(logits, &[1, 0], &[true, true, other]);
+            assert!(cost(right).abs() < 1e-3, "{other}");
+            assert!(cost(missed) > 10.0 && cost(taken) > 10.0, "{other}");
+        }
+        // A marked voxel of a class that was not declared is unknown like the rest of it.
+        for logits in [
+            vec![50.0, -50.0, -50.0, 50.0, -50.0, -50.0],
+            vec![-50.0, -50.0, -50.0, 50.0, 50.0, -50.0],
+        ] {
+            let cost = loss(logits, &[2, 1], &[true, true, false]);
+            assert!(cost.abs() < 1e-3, "{cost}");
+        }
     }
 
     #[test]

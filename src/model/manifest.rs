@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::error::ModelError;
 use super::pct_net::PctNetConfig;
+use super::plan::DataSummary;
 use super::schema::LabelSchema;
 use super::weights::{self, State};
 
@@ -109,6 +110,9 @@ pub struct Lineage {
     /// SHA-256 of the label files learned from.
     #[serde(default)]
     pub label_sha256: Vec<String>,
+    /// What was learned from, and why spacing, window and patch are what they are.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub data: Option<DataSummary>,
 }
 
 impl Lineage {

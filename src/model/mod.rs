@@ -1,5 +1,6 @@
 //! The network: PCT-Net, its weights, inference, pretraining and training. The only module that names burn.
 
+mod background;
 pub mod bench;
 pub mod convert;
 mod engine;
@@ -28,9 +29,10 @@ pub use error::ModelError;
 pub use infer::{Segmentation, Segmenter};
 pub use manifest::{Lineage, Manifest, ModelDescription, Preprocessing, write_model};
 pub use pct_net::PctNetConfig;
-pub use plan::plan_preprocessing;
+pub use plan::{ClassFrequency, DataSummary, Given, Spacing, Survey};
 pub use precision::{Precision, PrecisionChoice};
 pub use schema::{LabelSchema, MAX_LABELS, SchemaError};
 pub use train::{
-    CheckpointPlan, Schedule, TrainCase, TrainEvent, TrainOptions, TrainReport, TrainRequest, train,
+    Augment, CaseNote, CheckpointPlan, EndedEarly, Schedule, TrainCase, TrainEvent, TrainOptions,
+    TrainReport, TrainRequest, measure_loading, train,
 };

@@ -3,14 +3,11 @@
 //! The live version serves until the new one is published; nothing is published when training fails or is stopped
 //! before its first step.
 
-use std::path::PathBuf;
-
 use serde_json::json;
 
 use super::registry::{ModelVersion, Registry};
-use crate::imaging::{Budget, Geometry, read_scan};
 use crate::model::{
-    Lineage, ModelDescription, TrainCase, TrainOptions, TrainReport, plan_preprocessing,
+    Given, Lineage, ModelDescription, Survey, TrainCase, TrainOptions, TrainReport,
 };
 use crate::project::requests::TrainRequest;
 use crate::project::{Project, ProjectError, Tag};
@@ -85,18 +82,26 @@ pub async fn plan(project: &Project, request: &TrainRequest) -> Result<Plan, Pro
         Some(steps) => steps as usize,
         None => request.max_epochs as usize * steps_per_epoch,
     };
-    let mut preprocessing = manifest.preprocessing.clone();
-    if !manifest.trained {
-        let scans: Vec<PathBuf> = cases.iter().map(|case| case.image.clone()).collect();
-        let planned = tokio::task::spawn_blocking(move || plan_preprocessing(&geometries(&scans)))
-            .await
-            .map_err(|error| ProjectError::Internal(error.to_string()))?;
-        preprocessing = planned;
-    }
+    let (looked_at, schema) = (cases.clone(), manifest.labels.clone());
+    let survey = tokio::task::spawn_blocking(move || Survey::of(&looked_at, &schema))
+        .await
+        .map_err(|error| ProjectError::Internal(error.to_string()))?;
+    let (preprocessing, data) = if manifest.trained {
+        let kept = "spacing, window and patch: those of the version it starts from".to_owned();
+        (manifest.preprocessing.clone(), survey.summary(vec![kept]))
+    } else {
+        let given = Given {
+            patch: Some(manifest.patch),
+            ..Given::default()
+        };
+        let (preprocessing, _, data) = survey.plan(&manifest.network, &given);
+        (preprocessing, data)
+    };
     let model = ModelDescription {
         preprocessing,
         lineage: Lineage {
             label_sha256: label_sha256.clone(),
+            data: Some(data),
             ..Lineage::made_by("trained")
         },
         ..manifest.model.clone()
@@ -111,6 +116,8 @@ pub async fn plan(project: &Project, request: &TrainRequest) -> Result<Plan, Pro
         batch,
         learning_rate: request.learning_rate.unwrap_or(defaults.learning_rate),
         seed: request.seed,
+        // Clients say "never" with a negative number.
+        patience: usize::try_from(request.early_stop_patience).unwrap_or(0),
         ..defaults
     };
     let init = request.pretrained.then(|| parent.dir.clone());
@@ -163,7 +170,8 @@ pub async fn publish(
         "parent_sha256": plan.parent.weights_sha256,
         "warm_start": plan.request.init.is_some(),
         "steps": report.steps,
-        "stopped_early": report.stopped,
+        "stopped_early": report.ended_early.is_some(),
+        "cases_noted": report.notes,
         "options": plan.request.options,
         "training_images": names(&plan.request.cases),
         "validation_images": names(&plan.request.validation),
@@ -186,15 +194,6 @@ pub async fn publish(
 /// sides between rounds.
 fn is_validation(image: &str, seed: u64, share: f64) -> bool {
     Rng::new(seed).named("split").named(image).uniform() < share
-}
-
-/// Grids of the scans that can be read; the others are reported when training reads them.
-fn geometries(scans: &[PathBuf]) -> Vec<Geometry> {
-    scans
-        .iter()
-        .filter_map(|path| read_scan(path, &Budget::default()).ok())
-        .map(|scan| scan.volume.geometry)
-        .collect()
 }
 
 #[cfg(test)]

@@ -1,11 +1,9 @@
 //! A fine-tuning round.
 
-use std::ops::ControlFlow;
-
 use serde_json::json;
 
 use super::{Failure, Outcome, Reporter, Worker};
-use crate::model::{ModelError, TrainEvent};
+use crate::model::{EndedEarly, ModelError, TrainEvent};
 use crate::project::requests::TrainRequest;
 use crate::rounds::fine_tune;
 
@@ -24,7 +22,7 @@ impl Worker {
         ));
         let total_epochs = steps.div_ceil(plan.steps_per_epoch).max(1);
         let names = self.project.schema().names().to_vec();
-        let (mut epoch, mut best, mut patience) = (0, 0.0f64, request.early_stop_patience);
+        let (mut epoch, mut best) = (0, 0.0f64);
         let mut eval = json!({});
         let result = crate::model::train(&plan.request, &mut |event| {
             match event {
@@ -63,17 +61,16 @@ impl Worker {
                     ));
                     best = best.max(mean);
                     eval = json!({"metrics": {"val_mean_dice": mean, "dice": per_class}, "key_metric_name": "val_mean_dice", "best_metric": best});
-                    if is_best {
-                        patience = request.early_stop_patience;
-                    } else if patience > 0 {
-                        patience -= 1;
-                        if patience == 0 {
-                            reporter
-                                .line("no better for as long as asked; stopping early".to_owned());
-                            return ControlFlow::Break(());
-                        }
-                    }
                 }
+                TrainEvent::Case(note) => reporter.line(note.to_string()),
+                TrainEvent::RolledBack {
+                    step,
+                    back_to,
+                    reason,
+                    ..
+                } => reporter.line(format!(
+                    "step {step}: {reason}; back to step {back_to} with half the learning rate"
+                )),
                 TrainEvent::Resumed(_) | TrainEvent::Between => {}
             }
             self.yield_to_urgent(reporter)
@@ -82,6 +79,9 @@ impl Worker {
             Err(ModelError::Stopped) => return Err(Failure::Stopped),
             result => result?,
         };
+        if report.ended_early == Some(EndedEarly::Patience) {
+            reporter.line("no better for as long as asked; it ended early".to_owned());
+        }
         if reporter.flow().is_break() || self.ending.load(std::sync::atomic::Ordering::Relaxed) {
             // A stopped round publishes nothing: who stopped it did not want it.
             std::fs::remove_dir_all(&plan.request.out)?;

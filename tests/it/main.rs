@@ -20,3 +20,4 @@ mod rest_info;
 mod rest_model;
 mod rest_session;
 mod rest_train;
+mod train;

@@ -225,6 +225,7 @@ mod tests {
             loss: 1.0 / n as f32,
             learning_rate: 0.004,
             elapsed_s: n as f64,
+            waiting: 0.0,
         };
         let validation = |n: usize| {
             let dice = serde_json::json!({"liver": n as f64 / steps as f64, "spleen": null});

@@ -4,8 +4,10 @@
 //! of the scan. The result depends on where voxels are in the patient, not on how the file orders them.
 
 mod blend;
+mod mirrored;
 mod segment;
 mod windows;
 
-pub(super) use segment::{Forward, NetworkOn, cpu_precision, prepare, segment};
+pub(super) use mirrored::Mirrored;
+pub(super) use segment::{Forward, cpu_precision, prepare, ready, segment};
 pub use segment::{Segmentation, Segmenter};

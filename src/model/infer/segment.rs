@@ -8,6 +8,7 @@ use std::time::Instant;
 use burn::tensor::{Tensor, TensorData, backend::Backend};
 
 use super::blend::Blend;
+use super::mirrored::Mirrored;
 use super::windows;
 use crate::imaging::{ImagingError, Volume, orientation, resample};
 use crate::model::engine::{DeviceChoice, Engine, on_engine};
@@ -47,7 +48,8 @@ pub(in crate::model) trait Forward: Send {
 }
 
 /// The network on any device, layer by layer.
-pub(in crate::model) struct NetworkOn<B: Backend> {
+#[cfg_attr(not(feature = "cuda"), allow(dead_code))] // the CPU has its plan
+struct NetworkOn<B: Backend> {
     pub net: PctNet<B>,
     pub device: B::Device,
     /// `[d, h, w]` of every patch.
@@ -82,6 +84,29 @@ impl Forward for Planned {
     }
 }
 
+/// A network in the form that answers fastest: a plan on the CPU, layer by layer elsewhere.
+///
+/// # Errors
+/// The device does not compute in this precision.
+#[cfg_attr(not(feature = "cuda"), allow(unused_variables))] // a plan has no device
+pub(in crate::model) fn ready<B: Kernels + 'static>(
+    engine: Engine,
+    net: PctNet<B>,
+    in_chns: usize,
+    patch: [usize; 3],
+    precision: PrecisionChoice,
+    device: B::Device,
+) -> Result<Box<dyn Forward>, ModelError> {
+    Ok(match engine {
+        Engine::Cpu => {
+            let plan = Plan::new(&net, in_chns, patch, cpu_precision(precision)?);
+            Box::new(Planned(Mutex::new(plan)))
+        }
+        #[cfg(feature = "cuda")]
+        Engine::Cuda(_) => Box::new(NetworkOn { net, device, patch }),
+    })
+}
+
 impl Segmenter {
     /// Loads a model directory onto a device. Every parameter must be there.
     ///
@@ -111,28 +136,29 @@ impl Segmenter {
             }
             // The file's tensors are not held beside the plan's.
             drop(state);
-            match engine {
-                Engine::Cpu => {
-                    let precision = cpu_precision(precision)?;
-                    let channels = manifest.network.in_chns;
-                    let plan = Plan::new(&net, channels, manifest.patch, precision);
-                    drop(net);
-                    give_back();
-                    Box::new(Planned(Mutex::new(plan)))
-                }
-                #[cfg(feature = "cuda")]
-                Engine::Cuda(_) => Box::new(NetworkOn {
-                    net,
-                    device,
-                    patch: manifest.patch,
-                }),
-            }
+            let channels = manifest.network.in_chns;
+            let net = ready(engine, net, channels, manifest.patch, precision, device)?;
+            give_back();
+            net
         });
         Ok(Self {
             manifest,
             device: engine.name(),
             net,
         })
+    }
+
+    /// Asks the network twice from now on, the second time with left and right exchanged, and takes the mean.
+    ///
+    /// # Errors
+    /// Labels of which one side is missing: their names do not say what a mirrored structure is.
+    pub fn with_flips(mut self) -> Result<Self, ModelError> {
+        let Some(mirror) = self.manifest.labels.mirrored() else {
+            let reason = "flips exchange left and right, but a structure of one side has no partner among the labels";
+            return Err(ModelError::Data(reason.to_owned()));
+        };
+        self.net = Box::new(Mirrored::new(self.net, mirror, self.manifest.patch));
+        Ok(self)
     }
 
     /// What the model is.

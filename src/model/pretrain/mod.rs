@@ -25,6 +25,6 @@ mod run;
 mod scans;
 
 pub use pipeline::{Layout, PipelineStats, measure_pipeline};
-pub use request::{PretrainOptions, PretrainRequest, Spacing};
+pub use request::{PretrainOptions, PretrainRequest};
 pub use run::{PretrainEvent, PretrainReport, pretrain, run_folder};
 pub use scans::{ScanFile, ScanNote, find_scans, split_by_patient};

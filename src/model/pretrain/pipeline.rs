@@ -10,20 +10,18 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::ops::ControlFlow;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
 
 use super::scans::{Reading, ScanFile, ScanNote};
 use crate::imaging::Volume;
+use crate::model::background::{Background, Work};
 use crate::model::error::ModelError;
 use crate::model::volume_fusion::{Generator, Sample, Scheme};
 use crate::rng::Rng;
 
 /// Shelves that threads may work on beyond the one that the consumer waits for.
 const AHEAD: u64 = 1;
-/// Pause after which a waiting consumer looks around.
-const LOOK_AROUND: Duration = Duration::from_millis(100);
 
 /// How samples of several scans are mixed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -170,38 +168,26 @@ pub struct PipelineStats {
 
 /// Samples in order, made by background threads.
 pub struct Pipeline {
-    shared: Arc<Shared>,
-    threads: Vec<JoinHandle<()>>,
+    shelves: Background<Shelves>,
     shelf: VecDeque<Sample>,
     /// Samples of the next shelf that are not wanted: a run goes on in the middle of a shelf.
     skip: usize,
-    started: Instant,
-    first: Option<Duration>,
-    waited: Duration,
 }
 
-struct Shared {
+/// A source at work: a ticket is a visit, a product is a shelf.
+struct Shelves {
     source: Source,
-    state: Mutex<State>,
-    changed: Condvar,
+    found: Mutex<Found>,
 }
 
 #[derive(Default)]
-struct State {
-    next_visit: u64,
-    /// The shelf that the consumer takes next.
-    wanted: u64,
+struct Found {
     /// Patches of unfinished shelves, and how many visits have brought theirs.
     patches: BTreeMap<u64, (usize, Vec<Patch>)>,
-    shelves: BTreeMap<u64, Vec<Sample>>,
     /// By scan: what there is to say, and whether it cannot be read.
     notes: BTreeMap<usize, (bool, String)>,
     /// Notes not yet handed out.
     news: Vec<usize>,
-    failed: Option<String>,
-    stop: bool,
-    busy: Duration,
-    samples: u64,
     scans_read: u64,
 }
 
@@ -210,30 +196,14 @@ impl Pipeline {
     pub fn start(source: Source, threads: usize, first_sample: u64) -> Self {
         let shelf = first_sample / source.layout.shelf();
         let skip = (first_sample % source.layout.shelf()) as usize;
-        let state = State {
-            next_visit: shelf * source.layout.visits as u64,
-            wanted: shelf,
-            ..State::default()
-        };
-        let shared = Arc::new(Shared {
+        let shelves = Shelves {
             source,
-            state: Mutex::new(state),
-            changed: Condvar::new(),
-        });
-        let threads = (0..threads.max(1))
-            .map(|_| {
-                let shared = shared.clone();
-                std::thread::spawn(move || shared.work())
-            })
-            .collect();
+            found: Mutex::default(),
+        };
         Self {
-            shared,
-            threads,
+            shelves: Background::start(shelves, threads, AHEAD, shelf),
             shelf: VecDeque::new(),
             skip,
-            started: Instant::now(),
-            first: None,
-            waited: Duration::ZERO,
         }
     }
 
@@ -249,60 +219,24 @@ impl Pipeline {
             if let Some(sample) = self.shelf.pop_front() {
                 return Ok(ControlFlow::Continue(sample));
             }
-            let start = Instant::now();
-            let flow = self.take_shelf(between)?;
-            match self.first {
-                Some(_) => self.waited += start.elapsed(),
-                None => self.first = Some(self.started.elapsed()),
+            match self.shelves.next(between)? {
+                ControlFlow::Break(()) => return Ok(ControlFlow::Break(())),
+                ControlFlow::Continue(samples) => {
+                    let skip = std::mem::take(&mut self.skip);
+                    self.shelf = samples.into_iter().skip(skip).collect();
+                }
             }
-            if flow.is_break() {
-                return Ok(ControlFlow::Break(()));
-            }
-        }
-    }
-
-    fn take_shelf(
-        &mut self,
-        between: &mut dyn FnMut() -> ControlFlow<()>,
-    ) -> Result<ControlFlow<()>, ModelError> {
-        let mut state = self.shared.lock();
-        loop {
-            let wanted = state.wanted;
-            if let Some(samples) = state.shelves.remove(&wanted) {
-                state.wanted += 1;
-                drop(state);
-                self.shared.changed.notify_all();
-                self.shelf = samples
-                    .into_iter()
-                    .skip(std::mem::take(&mut self.skip))
-                    .collect();
-                return Ok(ControlFlow::Continue(()));
-            }
-            if let Some(reason) = &state.failed {
-                return Err(ModelError::Data(reason.clone()));
-            }
-            if self.threads.iter().all(JoinHandle::is_finished) {
-                return Err(ModelError::Data(
-                    "the threads that read scans have ended unexpectedly; continue with --resume"
-                        .to_owned(),
-                ));
-            }
-            let waiting = self.shared.changed.wait_timeout(state, LOOK_AROUND);
-            drop(waiting.unwrap_or_else(PoisonError::into_inner).0);
-            if between().is_break() {
-                return Ok(ControlFlow::Break(()));
-            }
-            state = self.shared.lock();
         }
     }
 
     /// What became known of scans since the last call.
     pub fn news(&self) -> Vec<ScanNote> {
-        let mut state = self.shared.lock();
-        let news = std::mem::take(&mut state.news);
+        let shelves = self.shelves.work();
+        let mut found = shelves.lock();
+        let news = std::mem::take(&mut found.news);
         let note = |scan: usize| {
-            let (skipped, reason) = state.notes.get(&scan)?.clone();
-            let scan = self.shared.source.scans[scan].name.clone();
+            let (skipped, reason) = found.notes.get(&scan)?.clone();
+            let scan = shelves.source.scans[scan].name.clone();
             Some(ScanNote {
                 scan,
                 skipped,
@@ -314,117 +248,88 @@ impl Pipeline {
 
     /// How it goes so far.
     pub fn stats(&self) -> PipelineStats {
-        let state = self.shared.lock();
-        let busy_s = state.busy.as_secs_f64() / self.threads.len() as f64;
+        let stats = self.shelves.stats();
+        let shelves = self.shelves.work();
+        let samples = stats.made * shelves.source.layout.shelf();
         PipelineStats {
-            samples: state.samples,
-            scans_read: state.scans_read,
-            samples_per_s: if busy_s > 0.0 {
-                state.samples as f64 / busy_s
+            samples,
+            scans_read: shelves.lock().scans_read,
+            samples_per_s: if stats.busy_s > 0.0 {
+                samples as f64 / stats.busy_s
             } else {
                 0.0
             },
-            waited_s: self.waited.as_secs_f64(),
-            first_sample_s: self.first.unwrap_or_default().as_secs_f64(),
+            waited_s: stats.waited_s,
+            first_sample_s: stats.first_s,
         }
     }
 }
 
-impl Drop for Pipeline {
-    fn drop(&mut self) {
-        self.shared.lock().stop = true;
-        self.shared.changed.notify_all();
-        for thread in self.threads.drain(..) {
-            let _ = thread.join(); // a thread that panicked has nothing left to say
+impl Work for Shelves {
+    type Product = Vec<Sample>;
+
+    fn tickets(&self) -> u64 {
+        self.source.layout.visits as u64
+    }
+
+    fn make(&self, visit: u64, stopped: &dyn Fn() -> bool) -> Result<Option<Vec<Sample>>, String> {
+        let Some(scan) = self.read(visit, stopped)? else {
+            return Ok(None);
+        };
+        let patches = self.source.cut(visit, &scan);
+        drop(scan);
+        let shelf = visit / self.tickets();
+        let mut found = self.lock();
+        found.scans_read += 1;
+        let (count, all) = found.patches.entry(shelf).or_default();
+        *count += 1;
+        all.extend(patches);
+        if *count < self.source.layout.visits {
+            return Ok(None);
         }
+        let (_, patches) = found.patches.remove(&shelf).unwrap_or_default();
+        drop(found);
+        Ok(Some(self.source.fuse(shelf, patches)))
     }
 }
 
-impl Shared {
-    fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn work(&self) {
-        let visits = self.source.layout.visits as u64;
-        while let Some(visit) = self.claim() {
-            let start = Instant::now();
-            let Some(scan) = self.read(visit) else { return };
-            let patches = self.source.cut(visit, &scan);
-            drop(scan);
-            let shelf = visit / visits;
-            let mut state = self.lock();
-            let (count, all) = state.patches.entry(shelf).or_default();
-            *count += 1;
-            all.extend(patches);
-            if *count == self.source.layout.visits {
-                let (_, patches) = state.patches.remove(&shelf).unwrap_or_default();
-                drop(state);
-                let samples = self.source.fuse(shelf, patches);
-                state = self.lock();
-                state.samples += samples.len() as u64;
-                state.shelves.insert(shelf, samples);
-            }
-            state.scans_read += 1;
-            state.busy += start.elapsed();
-            drop(state);
-            self.changed.notify_all();
-        }
-    }
-
-    /// The next visit to make, as soon as there is room for it; none when the work is over.
-    fn claim(&self) -> Option<u64> {
-        let visits = self.source.layout.visits as u64;
-        let mut state = self.lock();
-        loop {
-            if state.stop || state.failed.is_some() {
-                return None;
-            }
-            if state.next_visit / visits <= state.wanted + AHEAD {
-                state.next_visit += 1;
-                return Some(state.next_visit - 1);
-            }
-            let woken = self.changed.wait(state);
-            state = woken.unwrap_or_else(PoisonError::into_inner);
-        }
+impl Shelves {
+    fn lock(&self) -> MutexGuard<'_, Found> {
+        self.found.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The scan of a visit; one that cannot be read is noted and replaced by the next one of its epoch.
-    fn read(&self, visit: u64) -> Option<Volume<f32>> {
+    fn read(&self, visit: u64, stopped: &dyn Fn() -> bool) -> Result<Option<Volume<f32>>, String> {
         for scan in self.source.candidates(visit) {
-            let state = self.lock();
-            if state.stop {
-                return None;
+            if stopped() {
+                return Ok(None);
             }
-            if state.notes.get(&scan).is_some_and(|(skipped, _)| *skipped) {
+            let known = self.lock().notes.get(&scan).is_some_and(|note| note.0);
+            if known {
                 continue;
             }
-            drop(state);
             match self.source.reading.read(&self.source.scans[scan].path) {
                 Ok((volume, warnings)) => {
                     if !warnings.is_empty() {
                         self.note(scan, false, warnings.join("; "));
                     }
-                    return Some(volume);
+                    return Ok(Some(volume));
                 }
                 Err(error) => self.note(scan, true, error.to_string()),
             }
         }
-        let reason = match self.lock().notes.values().next() {
+        Err(match self.lock().notes.values().next() {
             Some((_, reason)) => {
                 format!("none of the scans can be used, the first one because: {reason}")
             }
             None => "there are no scans".to_owned(),
-        };
-        self.lock().failed = Some(reason);
-        self.changed.notify_all();
-        None
+        })
     }
 
     fn note(&self, scan: usize, skipped: bool, reason: String) {
-        let mut state = self.lock();
-        if state.notes.insert(scan, (skipped, reason)).is_none() {
-            state.news.push(scan);
+        let mut found = self.lock();
+        if found.notes.insert(scan, (skipped, reason)).is_none() {
+            found.news.push(scan);
         }
     }
 }

@@ -12,7 +12,7 @@ use crate::model::engine::DeviceChoice;
 use crate::model::error::ModelError;
 use crate::model::manifest::{Lineage, ModelDescription, Preprocessing};
 use crate::model::pct_net::PctNetConfig;
-use crate::model::plan::plan_preprocessing;
+use crate::model::plan::{Spacing, plan_preprocessing};
 use crate::model::schema::LabelSchema;
 use crate::model::train::Schedule;
 use crate::model::volume_fusion::{FusionOptions, Generator};
@@ -86,18 +86,6 @@ impl PretrainOptions {
         let (rate, patches) = PUBLISHED_RATE;
         rate * (batch * accumulate) as f64 / patches as f64
     }
-}
-
-/// Voxel spacing that scans are resampled to.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Spacing {
-    /// Planned from some of the scans, as fine-tuning from scratch plans it.
-    Plan,
-    /// Each scan's own, as published.
-    Own,
-    /// `[z, y, x]` in millimetres.
-    Millimetres([f64; 3]),
 }
 
 impl PretrainRequest {

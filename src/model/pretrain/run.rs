@@ -336,7 +336,7 @@ impl<'a, B: Kernels> Run<'a, B> {
             if !value.is_finite() {
                 return Err(ModelError::Diverged {
                     step: self.step,
-                    loss: value,
+                    reason: format!("the loss is {value}"),
                 });
             }
             sum += value;

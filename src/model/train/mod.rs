@@ -1,17 +1,41 @@
 //! Fine-tuning PCT-Net on labelled cases.
 //!
-//! Half Dice, half cross entropy with deep supervision (`model/loss`), Adam, polynomial decay, patches centred
-//! on annotated structures two times in three. Everything random is a pure function of (seed, step): two runs with the same
-//! cases give the same weights on one CPU. The best weights on the validation cases are kept.
+//! Half Dice, half cross entropy with deep supervision (`model/loss`), Adam, polynomial decay. The best weights on the
+//! validation cases are kept.
+//!
+//! | file | what it is about |
+//! |---|---|
+//! | `data` | a labelled case as it comes from the disk, and what may be wrong with it |
+//! | `store` | cases on the model's grid, on disk while training runs; where patches are centred |
+//! | `samples`, `augment` | a patch, and what is done to it, in one interpolation |
+//! | `gradients` | clipping, the frozen encoder, the running average of the weights |
+//! | `run`, `validate` | the steps, the validations, the way back from numbers that are not finite |
+//! | `checkpoint`, `kept` | a run between two steps |
+//! | `request` | what is asked for, and what is said |
+//!
+//! Everything random is a pure function of (seed, step) or (seed, number of the patch): two runs with the same cases give the
+//! same weights on one CPU. Patches are made by threads of their own ([`super::background`]); memory follows patch and batch.
 
 mod augment;
 pub(super) mod checkpoint;
 mod data;
+mod gradients;
+mod kept;
 mod optimiser;
+mod request;
 mod run;
+mod samples;
+mod store;
+mod validate;
 
-pub use data::TrainCase;
+pub use augment::Augment;
+pub(super) use data::load;
+pub use data::{CaseNote, TrainCase};
 pub use optimiser::Schedule;
 pub(super) use optimiser::{AdamOf, adam};
+pub use request::{
+    CheckpointPlan, EndedEarly, TrainEvent, TrainOptions, TrainReport, TrainRequest,
+    measure_loading,
+};
 pub(super) use run::scalar;
-pub use run::{CheckpointPlan, TrainEvent, TrainOptions, TrainReport, TrainRequest, train};
+pub use run::train;

@@ -1,7 +1,6 @@
 //! The training run.
 
 use std::ops::ControlFlow;
-use std::path::PathBuf;
 use std::time::Instant;
 
 use burn::backend::Autodiff;
@@ -9,166 +8,44 @@ use burn::module::AutodiffModule;
 use burn::optim::{GradientsParams, Optimizer};
 use burn::tensor::{Tensor, TensorData, backend::Backend};
 
-use super::augment;
 use super::checkpoint::{self, Checkpoint};
-use super::data::{PreparedCase, TrainCase, ValidationCase, load, prepare_all};
+use super::data::{CaseNote, TrainCase, load};
+use super::gradients;
+use super::kept::{Best, Kept};
 use super::optimiser::{AdamOf, Schedule, adam};
+use super::request::{CheckpointPlan, EndedEarly, TrainEvent, TrainReport, TrainRequest};
+use super::samples::{Sample, Sampler};
+use super::store::StoredCase;
+use super::validate::dice_on;
 use crate::imaging::metrics;
-use crate::model::engine::{DeviceChoice, Engine, on_engine};
+use crate::model::background::{Background, BackgroundStats};
+use crate::model::engine::{Engine, on_engine};
 use crate::model::error::ModelError;
-use crate::model::infer::{Forward, NetworkOn, segment};
+use crate::model::infer::{Forward, Mirrored, ready};
 use crate::model::kernels::{Kernels, pages::KeepPages};
 use crate::model::loss::{Target, deep_supervised};
-use crate::model::manifest::{Manifest, ModelDescription, write_model};
+use crate::model::manifest::{Manifest, write_model};
 use crate::model::pct_net::{DropoutStream, Mode, PctNet};
-use crate::model::weights::{HostTensor, LoadReport, State, export, import, is_head};
+use crate::model::precision::{Precision, PrecisionChoice};
+use crate::model::weights::{LoadReport, State, export, import, is_head, to_f32};
 use crate::rng::Rng;
 
-/// What to train, on what, and for how long.
-#[derive(Debug, Clone)]
-pub struct TrainRequest {
-    /// Cases to learn from.
-    pub cases: Vec<TrainCase>,
-    /// Cases to choose the best weights on; may be empty, then the last weights are kept.
-    pub validation: Vec<TrainCase>,
-    /// What the result is; its network, patch and preprocessing are used as they are.
-    pub model: ModelDescription,
-    /// Weights to start from; what fits is taken, the rest starts afresh.
-    pub init: Option<PathBuf>,
-    /// Model directory to write; must not exist.
-    pub out: PathBuf,
-    /// How.
-    pub options: TrainOptions,
-    /// Where and when to save the run, so that it can go on after a kill.
-    pub checkpoint: Option<CheckpointPlan>,
-}
-
-/// Saving a run while it goes.
-#[derive(Debug, Clone)]
-pub struct CheckpointPlan {
-    /// The file; removed when the run has ended.
-    pub path: PathBuf,
-    /// Steps between two savings.
-    pub every: usize,
-    /// Go on from the file, if it is there.
-    pub resume: bool,
-}
-
-/// How to train.
-#[derive(Debug, Clone, serde::Serialize, serde::Deserialize)]
-pub struct TrainOptions {
-    /// Optimiser steps.
-    pub steps: usize,
-    /// Patches per step.
-    pub batch: usize,
-    /// Learning rate at the start.
-    pub learning_rate: f64,
-    /// L2 penalty, added to the gradient.
-    pub weight_decay: f32,
-    /// Share of patches centred on an annotated structure.
-    pub focus: f64,
-    /// Steps between validations; 0 validates at the end only.
-    pub validate_every: usize,
-    /// Seed of everything random.
-    pub seed: u64,
-    /// Where to compute.
-    #[serde(skip)]
-    pub device: DeviceChoice,
-}
-
-impl TrainOptions {
-    /// The published fine-tuning recipe (Adam 1e-3, weight decay 1e-5, batch 2) with a short schedule. Weights that
-    /// have not been trained move faster, 4e-3: at 1e-3 the small structures need several times as many steps before
-    /// they are found at all.
-    pub fn starting_from(trained: bool) -> Self {
-        Self {
-            steps: 1000,
-            batch: 2,
-            learning_rate: if trained { 1e-3 } else { 4e-3 },
-            weight_decay: 1e-5,
-            focus: 0.67,
-            validate_every: 0,
-            seed: 1,
-            device: DeviceChoice::Auto,
-        }
-    }
-}
-
-/// What the caller hears while training runs. Breaking stops after the current step and keeps the best weights so far.
-pub enum TrainEvent<'a> {
-    /// The run goes on after so many steps of an earlier one.
-    Resumed(usize),
-    /// A step was made.
-    Step {
-        /// Steps made.
-        step: usize,
-        /// Steps in all.
-        steps: usize,
-        /// Loss of this step.
-        loss: f32,
-        /// Learning rate of this step.
-        learning_rate: f64,
-        /// Steps a second, validation included.
-        rate_hz: f64,
-    },
-    /// The weights were validated.
-    Validated {
-        /// Steps made.
-        step: usize,
-        /// Dice per structure (label value 1 first), mean over cases; `None` where no case defines it.
-        dice: &'a [Option<f64>],
-        /// Mean over structures.
-        mean: f64,
-        /// Whether these are the best weights so far.
-        best: bool,
-    },
-    /// A window of a validation case is done: a good moment for other work.
-    Between,
-}
-
-/// How training went.
-#[derive(Debug)]
-pub struct TrainReport {
-    /// The model written.
-    pub manifest: Manifest,
-    /// What was taken from the weights it started from.
-    pub init: Option<LoadReport>,
-    /// Steps made.
-    pub steps: usize,
-    /// Mean loss of the last tenth of the steps.
-    pub loss: f32,
-    /// Validation Dice per structure of the weights that were kept.
-    pub dice: Vec<Option<f64>>,
-    /// Mean of `dice`.
-    pub mean_dice: Option<f64>,
-    /// Whether the caller stopped it early.
-    pub stopped: bool,
-}
+/// Steps between two states that a run can be put back to.
+const GOOD_EVERY: usize = 100;
+/// Steps without finite numbers, one after the other, that end a run.
+const MOST_FAILURES: usize = 3;
 
 /// Trains and writes a model directory.
 ///
 /// # Errors
-/// No case, a case that cannot be used, a loss that is not finite, a device that is not there. Nothing is written then.
+/// No case that can be used, numbers that stay infinite, a device that is not there. Nothing is written then.
 pub fn train(
     request: &TrainRequest,
     on: &mut dyn FnMut(TrainEvent) -> ControlFlow<()>,
 ) -> Result<TrainReport, ModelError> {
-    if request.cases.is_empty() {
-        return Err(ModelError::Data(
-            "there is no labelled case to learn from; submit at least one".into(),
-        ));
-    }
     let model = &request.model;
     model.network.validate()?;
     model.network.check_patch(model.patch)?;
-    let classes = model.network.class_num;
-    let seed = request.options.seed;
-    let cases = prepare_all(&request.cases, classes, &model.preprocessing, seed)?;
-    let validation: Vec<ValidationCase> = request
-        .validation
-        .iter()
-        .map(|case| load(case, classes))
-        .collect::<Result<_, _>>()?;
     let init = match &request.init {
         None => None,
         Some(dir) => {
@@ -184,75 +61,46 @@ pub fn train(
     let engine = Engine::open(request.options.device)?;
     let _pages = KeepPages::new();
     on_engine!(engine, |B, device| Trainer::<B>::new(
-        request, cases, validation, init, device
+        request, init, engine, device
     )?
     .run(on))
 }
 
 struct Trainer<'a, B: Kernels> {
     request: &'a TrainRequest,
-    cases: Vec<PreparedCase>,
-    validation: Vec<ValidationCase>,
-    mirror: Option<Vec<u8>>,
     net: PctNet<Autodiff<B>>,
-    report: Option<LoadReport>,
+    optimiser: AdamOf<B>,
+    /// Running average of the weights, if one is kept.
+    average: Option<PctNet<B>>,
+    kept: Kept,
+    /// The newest state known to give finite numbers.
+    good: Option<Good>,
+    init: Option<LoadReport>,
     parent_sha256: Option<String>,
+    engine: Engine,
     device: B::Device,
-    best: Option<Best>,
+    notes: Vec<CaseNote>,
 }
 
-/// The best weights so far.
-struct Best {
-    state: State,
-    dice: Vec<Option<f64>>,
-    mean: f64,
+/// A state to return to.
+struct Good {
     step: usize,
+    tensors: State,
+    average: Option<State>,
 }
 
-/// Prefix of the best weights in a checkpoint.
-const BEST: &str = "best/";
-
-impl Best {
-    fn put_into(&self, checkpoint: &mut Checkpoint) -> Result<(), ModelError> {
-        // As bits, because a number that is read from text may differ in its last one.
-        let dice: Vec<Option<u64>> = self.dice.iter().map(|d| d.map(f64::to_bits)).collect();
-        let notes = (dice, self.mean.to_bits(), self.step);
-        checkpoint.notes = serde_json::to_string(&notes)
-            .map_err(|e| ModelError::Data(format!("the validation's results: {e}")))?;
-        let named =
-            |(name, tensor): (&String, &HostTensor)| (format!("{BEST}{name}"), tensor.clone());
-        checkpoint.tensors.extend(self.state.iter().map(named));
-        Ok(())
-    }
-
-    fn from_checkpoint(checkpoint: &Checkpoint) -> Result<Option<Self>, ModelError> {
-        if checkpoint.notes.is_empty() {
-            return Ok(None);
-        }
-        let notes: (Vec<Option<u64>>, u64, usize) = serde_json::from_str(&checkpoint.notes)
-            .map_err(|e| ModelError::Data(format!("the checkpoint's notes: {e}")))?;
-        let tensors = checkpoint.tensors.iter();
-        let state = tensors
-            .filter_map(|(name, tensor)| {
-                Some((name.strip_prefix(BEST)?.to_owned(), tensor.clone()))
-            })
-            .collect();
-        let (dice, mean, step) = notes;
-        Ok(Some(Self {
-            state,
-            dice: dice.into_iter().map(|d| d.map(f64::from_bits)).collect(),
-            mean: f64::from_bits(mean),
-            step,
-        }))
-    }
+/// What came of one step's patches.
+enum Outcome {
+    Gradients(f32, GradientsParams),
+    /// Something was not finite, and on which cases.
+    Failed(String),
 }
 
 impl<'a, B: Kernels> Trainer<'a, B> {
     fn new(
         request: &'a TrainRequest,
-        cases: Vec<PreparedCase>,
-        validation: Vec<ValidationCase>,
         init: Option<(State, Manifest)>,
+        engine: Engine,
         device: B::Device,
     ) -> Result<Self, ModelError> {
         let config = &request.model.network;
@@ -264,18 +112,24 @@ impl<'a, B: Kernels> Trainer<'a, B> {
             report = Some(load_report);
             parent_sha256 = Some(manifest.weights_sha256);
         }
-        let mirror = request.model.labels.mirrored();
+        let average = request.options.ema.map(|_| net.valid());
         Ok(Self {
             request,
-            cases,
-            validation,
-            mirror,
             net,
-            report,
+            optimiser: adam(request.options.weight_decay).init(),
+            average,
+            kept: Kept::default(),
+            good: None,
+            init: report,
             parent_sha256,
+            engine,
             device,
-            best: None,
+            notes: Vec::new(),
         })
+    }
+
+    fn mode(&self) -> u8 {
+        self.request.model.network.resolution_mode
     }
 
     fn run(
@@ -283,51 +137,205 @@ impl<'a, B: Kernels> Trainer<'a, B> {
         on: &mut dyn FnMut(TrainEvent) -> ControlFlow<()>,
     ) -> Result<TrainReport, ModelError> {
         let options = &self.request.options;
-        let mut optimiser: AdamOf<B> = adam(options.weight_decay).init();
-        let (mut recent, mut stopped, mut made) = (Recent::new(options.steps / 10 + 1), false, 0);
+        let (mut recent, mut made) = (Recent::new(options.steps / 10 + 1), 0);
         if let Some(saved) = self.saved()? {
             made = saved.step;
-            let mode = self.request.model.network.resolution_mode;
-            (self.net, optimiser) =
-                checkpoint::put_back(&saved.tensors, self.net, optimiser, mode, &self.device)?;
-            self.best = Best::from_checkpoint(&saved)?;
-            stopped = on(TrainEvent::Resumed(made)).is_break();
+            self.put_back(&saved.tensors)?;
+            let average;
+            (self.kept, average) = Kept::from_checkpoint(&saved)?;
+            self.put_average_back(average.as_ref());
+            drop(saved);
         }
+        let store = self.request.prepare(&mut self.notes, on)?;
+        let validation = self.checked_validation(on)?;
+        let mut ended = None;
+        if made > 0 && on(TrainEvent::Resumed(made)).is_break() {
+            ended = Some(EndedEarly::Stopped);
+        }
+        let mut pipeline = self.request.pipeline(store, (made * options.batch) as u64);
         let (started, before) = (Instant::now(), made);
         for step in before..options.steps {
-            if stopped {
+            if ended.is_some() {
                 break;
             }
-            let rate = Schedule::Polynomial.rate(options.learning_rate, step, options.steps);
-            let (loss, grads) = self.step(step)?;
-            self.net = optimiser.step(rate, self.net, grads);
+            let samples = match self.draw(&mut pipeline, on)? {
+                ControlFlow::Continue(samples) => samples,
+                ControlFlow::Break(()) => {
+                    ended = Some(EndedEarly::Stopped);
+                    break;
+                }
+            };
+            let candidate =
+                (step % GOOD_EVERY == 0 || self.good.is_none()).then(|| self.state(step));
+            let outcome = self.step(step, &samples, pipeline.work().store.cases());
+            let proven = matches!(outcome, Outcome::Gradients(..)) || self.good.is_none();
+            if let Some(candidate) = candidate.filter(|_| proven) {
+                self.good = Some(candidate);
+            }
             made = step + 1;
+            let (loss, grads) = match outcome {
+                Outcome::Gradients(loss, grads) => (loss, grads),
+                Outcome::Failed(reason) => {
+                    if self.fail(made, &reason, on)?.is_break() {
+                        ended = Some(EndedEarly::Stopped);
+                    }
+                    continue;
+                }
+            };
+            self.kept.failures = 0;
+            let rate = self.rate(step);
+            self.net = self.optimiser.step(rate, self.net, grads);
+            if let Some(decay) = options.ema {
+                let average = self.average.take();
+                self.average =
+                    average.map(|average| gradients::follow(average, &self.net, decay, step));
+            }
             recent.add(loss);
-            let rate_hz = (made - before) as f64 / started.elapsed().as_secs_f64();
-            stopped = on(TrainEvent::Step {
+            let elapsed_s = started.elapsed().as_secs_f64();
+            let flow = on(TrainEvent::Step {
                 step: made,
                 steps: options.steps,
                 loss,
                 learning_rate: rate,
-                rate_hz,
-            })
-            .is_break();
+                rate_hz: (made - before) as f64 / elapsed_s,
+                waiting: pipeline.stats().waited_s / elapsed_s,
+            });
+            if flow.is_break() {
+                ended = Some(EndedEarly::Stopped);
+            }
             let due = options.validate_every > 0 && made % options.validate_every == 0;
-            if !stopped && due && made < options.steps {
-                stopped = self.validate(made, on)?.is_break();
+            if ended.is_none() && due && made < options.steps {
+                ended = self.validate(made, &validation, on)?;
             }
-            if !stopped {
-                self.save(made, &optimiser)?;
+            if ended.is_none() {
+                self.save(made)?;
             }
         }
-        if !stopped {
-            stopped = self.validate(made, on)?.is_break();
+        let stats = pipeline.stats();
+        let waiting = stats.waited_s / started.elapsed().as_secs_f64();
+        drop(pipeline);
+        if ended.is_none() {
+            ended = self
+                .validate(made, &validation, on)?
+                .filter(|why| *why == EndedEarly::Stopped);
         }
-        let best = self
-            .best
-            .take()
-            .unwrap_or_else(|| self.snapshot(made, Vec::new(), 0.0));
-        self.write(best, made, recent.mean(), stopped)
+        self.finish(made, recent.mean(), ended, stats, waiting)
+    }
+
+    /// The learning rate of a step.
+    fn rate(&self, step: usize) -> f64 {
+        let options = &self.request.options;
+        let rise = ((step + 1) as f64 / options.warmup.max(1) as f64).min(1.0);
+        let rate = Schedule::Polynomial.rate(options.learning_rate, step, options.steps);
+        rate * rise * self.kept.rate_scale
+    }
+
+    fn draw(
+        &self,
+        pipeline: &mut Background<Sampler>,
+        on: &mut dyn FnMut(TrainEvent) -> ControlFlow<()>,
+    ) -> Result<ControlFlow<(), Vec<Sample>>, ModelError> {
+        let mut samples = Vec::with_capacity(self.request.options.batch);
+        while samples.len() < self.request.options.batch {
+            match pipeline.next(&mut || on(TrainEvent::Between))? {
+                ControlFlow::Continue(sample) => samples.push(sample),
+                ControlFlow::Break(()) => return Ok(ControlFlow::Break(())),
+            }
+        }
+        Ok(ControlFlow::Continue(samples))
+    }
+
+    /// Loss and gradients of one step, clipped, without those of a frozen encoder.
+    fn step(&self, step: usize, samples: &[Sample], cases: &[StoredCase]) -> Outcome {
+        let options = &self.request.options;
+        let size @ [d, h, w] = self.request.model.patch;
+        let (mut inputs, mut labels, mut annotated) = (Vec::new(), Vec::new(), Vec::new());
+        for sample in samples {
+            inputs.extend_from_slice(&sample.input);
+            labels.extend_from_slice(&sample.labels);
+            annotated.push(cases[sample.case].annotated.clone());
+        }
+        let shape = [samples.len(), 1, d, h, w];
+        let input = Tensor::from_data(TensorData::new(inputs, shape), &self.device);
+        let target = Target::<Autodiff<B>>::new(&labels, size, &annotated, &self.device);
+        let dropout = DropoutStream::new(Rng::new(options.seed).named("dropout").at(step as u64));
+        let loss = deep_supervised(&self.net.forward(input, Mode::Train(&dropout)), &target);
+        let value = scalar(&loss);
+        if !value.is_finite() {
+            return Outcome::Failed(format!("the loss is {value} {}", of_cases(samples, cases)));
+        }
+        let mut grads = GradientsParams::from_grads(loss.backward(), &self.net);
+        if step < options.freeze_encoder {
+            gradients::freeze_encoder(&self.net, &mut grads, self.mode());
+        }
+        let norm = gradients::norm(&self.net, &grads);
+        if !norm.is_finite() {
+            let of = of_cases(samples, cases);
+            return Outcome::Failed(format!("the gradient's norm is {norm} {of}"));
+        }
+        if options.clip_norm > 0.0 && f64::from(norm) > options.clip_norm {
+            let factor = (options.clip_norm / f64::from(norm)) as f32;
+            gradients::scale(&self.net, &mut grads, factor);
+        }
+        Outcome::Gradients(value, grads)
+    }
+
+    /// Puts the last good state back after a step that gave no finite numbers.
+    fn fail(
+        &mut self,
+        step: usize,
+        reason: &str,
+        on: &mut dyn FnMut(TrainEvent) -> ControlFlow<()>,
+    ) -> Result<ControlFlow<()>, ModelError> {
+        self.kept.failures += 1;
+        if self.kept.failures == MOST_FAILURES {
+            return Err(ModelError::Diverged {
+                step,
+                reason: format!("{reason}, {MOST_FAILURES} times in a row"),
+            });
+        }
+        self.kept.rate_scale *= 0.5;
+        let mut back_to = step - 1;
+        if let Some(good) = self.good.take() {
+            self.put_back(&good.tensors)?;
+            self.put_average_back(good.average.as_ref());
+            back_to = good.step;
+            self.good = Some(good);
+        }
+        Ok(on(TrainEvent::RolledBack {
+            step,
+            back_to,
+            reason,
+            rate_scale: self.kept.rate_scale,
+        }))
+    }
+
+    fn state(&self, step: usize) -> Good {
+        Good {
+            step,
+            tensors: checkpoint::take(&self.net, &self.optimiser, self.mode()),
+            average: self.average_state(),
+        }
+    }
+
+    fn average_state(&self) -> Option<State> {
+        let average = self.average.as_ref()?;
+        Some(export(average, self.mode()))
+    }
+
+    fn put_back(&mut self, tensors: &State) -> Result<(), ModelError> {
+        // Running statistics of a forward pass wait to be taken in; they must not come after the old ones.
+        drop(self.net.valid());
+        let (net, optimiser) = (self.net.clone(), self.optimiser.clone());
+        (self.net, self.optimiser) =
+            checkpoint::put_back(tensors, net, optimiser, self.mode(), &self.device)?;
+        Ok(())
+    }
+
+    fn put_average_back(&mut self, state: Option<&State>) {
+        if let (Some(average), Some(state)) = (self.average.take(), state) {
+            self.average = Some(import(average, state, self.mode()).0);
+        }
     }
 
     /// What defines the run, as text.
@@ -355,116 +363,129 @@ impl<'a, B: Kernels> Trainer<'a, B> {
     }
 
     /// Saves the run when it is time to.
-    fn save(&self, step: usize, optimiser: &AdamOf<B>) -> Result<(), ModelError> {
+    fn save(&self, step: usize) -> Result<(), ModelError> {
         let due = |plan: &&CheckpointPlan| plan.every > 0 && step.is_multiple_of(plan.every);
         let Some(plan) = self.request.checkpoint.as_ref().filter(due) else {
             return Ok(());
         };
-        let mode = self.request.model.network.resolution_mode;
         let mut checkpoint = Checkpoint {
             step,
             run: self.identity()?,
             notes: String::new(),
-            tensors: checkpoint::take(&self.net, optimiser, mode),
+            tensors: checkpoint::take(&self.net, &self.optimiser, self.mode()),
         };
-        if let Some(best) = &self.best {
-            best.put_into(&mut checkpoint)?;
-        }
+        self.kept.put_into(self.average_state(), &mut checkpoint)?;
         if let Some(folder) = plan.path.parent() {
             std::fs::create_dir_all(folder).map_err(ModelError::io(folder))?;
         }
         checkpoint.save(&plan.path)
     }
 
-    /// Loss and gradients of one step.
-    fn step(&self, step: usize) -> Result<(f32, GradientsParams), ModelError> {
-        let options = &self.request.options;
-        let model = &self.request.model;
-        let size @ [d, h, w] = model.patch;
-        let (mut inputs, mut labels, mut annotated) = (Vec::new(), Vec::new(), Vec::new());
-        let patches = Rng::new(options.seed).named("patches");
-        for item in 0..options.batch {
-            let rng = &mut patches.stream((step * options.batch + item) as u64);
-            let case = &self.cases[rng.below(self.cases.len())];
-            let start = case.draw_start(size, options.focus, rng);
-            let (mut input, mut label) = case.cut(start, size, model.preprocessing.hu_window);
-            augment::flip_left_right(&mut input, &mut label, size, self.mirror.as_deref(), rng);
-            augment::intensity(&mut input, rng);
-            inputs.append(&mut input);
-            labels.append(&mut label);
-            annotated.push(case.annotated.clone());
+    /// The validation cases that can be used; the others are named.
+    fn checked_validation(
+        &mut self,
+        on: &mut dyn FnMut(TrainEvent) -> ControlFlow<()>,
+    ) -> Result<Vec<TrainCase>, ModelError> {
+        let classes = self.request.model.network.class_num;
+        let mut usable = Vec::new();
+        for case in &self.request.validation {
+            let note = match load(case, classes) {
+                Ok((_, note)) => {
+                    usable.push(case.clone());
+                    note
+                }
+                Err(note) => Some(note),
+            };
+            if let Some(note) = note {
+                if on(TrainEvent::Case(&note)).is_break() {
+                    return Err(ModelError::Stopped);
+                }
+                self.notes.push(note);
+            }
         }
-        let input = Tensor::from_data(
-            TensorData::new(inputs, [options.batch, 1, d, h, w]),
-            &self.device,
-        );
-        let target = Target::<Autodiff<B>>::new(&labels, size, &annotated, &self.device);
-        let dropout = DropoutStream::new(Rng::new(options.seed).named("dropout").at(step as u64));
-        let loss = deep_supervised(&self.net.forward(input, Mode::Train(&dropout)), &target);
-        let value = scalar(&loss);
-        if !value.is_finite() {
-            return Err(ModelError::Diverged { step, loss: value });
-        }
-        Ok((
-            value,
-            GradientsParams::from_grads(loss.backward(), &self.net),
-        ))
+        Ok(usable)
     }
 
-    /// Dice on the validation cases; remembers the weights when they are the best so far.
+    /// Dice on the validation cases; remembers the weights when they are the best so far. Says whether to end.
     fn validate(
         &mut self,
         step: usize,
+        cases: &[TrainCase],
         on: &mut dyn FnMut(TrainEvent) -> ControlFlow<()>,
-    ) -> Result<ControlFlow<()>, ModelError> {
-        if self.validation.is_empty() {
-            return Ok(ControlFlow::Continue(()));
+    ) -> Result<Option<EndedEarly>, ModelError> {
+        if cases.is_empty() {
+            return Ok(None);
         }
-        let net = NetworkOn {
-            net: self.net.valid(),
-            device: self.device.clone(),
-            patch: self.request.model.patch,
+        let model = &self.request.model;
+        let net = ready(
+            self.engine,
+            self.current(),
+            model.network.in_chns,
+            model.patch,
+            PrecisionChoice::Fixed(Precision::F32),
+            self.device.clone(),
+        )?;
+        let mirror = model
+            .labels
+            .mirrored()
+            .filter(|_| self.request.options.flips);
+        let net: Box<dyn Forward> = match mirror {
+            Some(mirror) => Box::new(Mirrored::new(net, mirror, model.patch)),
+            None => net,
         };
-        let description = &self.request.model;
         let between = &mut || on(TrainEvent::Between);
-        let dice = match dice_on(&net, description, &self.validation, between)? {
-            ControlFlow::Break(()) => return Ok(ControlFlow::Break(())),
+        let dice = match dice_on(&*net, model, cases, between)? {
+            ControlFlow::Break(()) => return Ok(Some(EndedEarly::Stopped)),
             ControlFlow::Continue(dice) => dice,
         };
         let mean = metrics::mean(dice.iter().copied()).unwrap_or(0.0);
-        let best = self.best.as_ref().is_none_or(|best| mean > best.mean);
+        let best = self.kept.best.as_ref().is_none_or(|best| mean > best.mean);
         let flow = on(TrainEvent::Validated {
             step,
             dice: &dice,
             mean,
             best,
         });
+        self.kept.worse += 1;
         if best {
-            self.best = Some(self.snapshot(step, dice, mean));
+            self.kept.worse = 0;
+            self.kept.best = Some(self.snapshot(step, dice, mean));
         }
-        Ok(flow)
+        let patience = self.request.options.patience;
+        Ok(if flow.is_break() {
+            Some(EndedEarly::Stopped)
+        } else {
+            (patience > 0 && self.kept.worse >= patience).then_some(EndedEarly::Patience)
+        })
+    }
+
+    /// The weights that are validated and kept.
+    fn current(&self) -> PctNet<B> {
+        self.average.clone().unwrap_or_else(|| self.net.valid())
     }
 
     fn snapshot(&self, step: usize, dice: Vec<Option<f64>>, mean: f64) -> Best {
-        let state = export(
-            &self.net.valid(),
-            self.request.model.network.resolution_mode,
-        );
         Best {
-            state,
+            state: export(&self.current(), self.mode()),
             dice,
             mean,
             step,
         }
     }
 
-    fn write(
-        self,
-        best: Best,
+    fn finish(
+        mut self,
         steps: usize,
         loss: f32,
-        stopped: bool,
+        ended_early: Option<EndedEarly>,
+        stats: BackgroundStats,
+        waiting: f64,
     ) -> Result<TrainReport, ModelError> {
+        let best = self
+            .kept
+            .best
+            .take()
+            .unwrap_or_else(|| self.snapshot(steps, Vec::new(), 0.0));
         let mut model = self.request.model.clone();
         let mean_dice = (!best.dice.is_empty()).then_some(best.mean);
         model.trained = model.trained || best.step > 0;
@@ -480,47 +501,36 @@ impl<'a, B: Kernels> Trainer<'a, B> {
         }
         Ok(TrainReport {
             manifest,
-            init: self.report,
+            init: self.init,
             steps,
             loss,
             dice: best.dice,
             mean_dice,
-            stopped,
+            ended_early,
+            notes: self.notes,
+            samples_per_s: stats.made as f64 / stats.busy_s.max(1e-9),
+            waiting,
         })
     }
 }
 
+/// The cases to name when their patches gave no finite numbers: those with a patch that is not finite itself, else all.
+fn of_cases(samples: &[Sample], cases: &[StoredCase]) -> String {
+    let bad = |sample: &&Sample| sample.input.iter().any(|v| !v.is_finite());
+    let mut named: Vec<&Sample> = samples.iter().filter(bad).collect();
+    if named.is_empty() {
+        named = samples.iter().collect();
+    }
+    let names: Vec<&str> = named.iter().map(|s| cases[s.case].name.as_str()).collect();
+    format!("on patches of {}", names.join(", "))
+}
+
 /// The value of a loss.
 pub(in crate::model) fn scalar<B: Backend>(loss: &Tensor<B, 1>) -> f32 {
-    crate::model::weights::to_f32(loss.clone().into_data())
+    to_f32(loss.clone().into_data())
         .first()
         .copied()
         .unwrap_or(f32::NAN)
-}
-
-/// Mean Dice per structure over cases, only where the structure was annotated.
-fn dice_on(
-    net: &dyn Forward,
-    model: &ModelDescription,
-    cases: &[ValidationCase],
-    between: &mut dyn FnMut() -> ControlFlow<()>,
-) -> Result<ControlFlow<(), Vec<Option<f64>>>, ModelError> {
-    let classes = model.network.class_num;
-    let mut per_case = Vec::with_capacity(cases.len());
-    for case in cases {
-        let result = match segment(net, model, &case.scan, &mut |_, _| between()) {
-            Err(ModelError::Stopped) => return Ok(ControlFlow::Break(())),
-            result => result?,
-        };
-        let dice = metrics::dice_per_class(&result.labels.voxels, &case.labels.voxels, classes);
-        let known = dice
-            .into_iter()
-            .zip(&case.annotated)
-            .map(|(dice, &known)| dice.filter(|_| known));
-        per_case.push(known.collect::<Vec<_>>());
-    }
-    let mean = |class: usize| metrics::mean(per_case.iter().map(|dice| dice[class]));
-    Ok(ControlFlow::Continue((1..classes).map(mean).collect()))
 }
 
 /// Mean of the last few values.
@@ -548,3 +558,6 @@ impl Recent {
         self.values.iter().sum::<f32>() / self.values.len().max(1) as f32
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -78,7 +78,7 @@ pub(crate) fn published_name(path: &[String], resolution_mode: u8) -> String {
 }
 
 /// Whether a published name belongs to the encoder.
-fn is_encoder(name: &str) -> bool {
+pub(crate) fn is_encoder(name: &str) -> bool {
     name.starts_with("embeddings.")
         || ["down3", "down4", "convtrans_e"]
             .iter()

@@ -1,11 +1,12 @@
 use super::*;
 use crate::imaging::phantom::{PhantomOptions, torso};
 use crate::imaging::{LabelFormat, Volume, orientation, resample, write_scan};
+use crate::model::Spacing;
 use crate::model::engine::DeviceChoice;
 use crate::model::infer::prepare;
 use crate::model::manifest::Preprocessing;
 use crate::model::pct_net::PctNetConfig;
-use crate::model::pretrain::{PretrainOptions, Spacing, find_scans};
+use crate::model::pretrain::{PretrainOptions, find_scans};
 use crate::model::train::Schedule;
 use crate::model::volume_fusion::Scheme;
 
