@@ -207,33 +207,6 @@ impl Project {
         .await?;
         Ok(tx.commit().await.map_err(StoreError::from)?)
     }
-
-    /// How many images there are and how many are labelled, by tag.
-    pub async fn counts(&self) -> Result<Counts, ProjectError> {
-        let mut counts = Counts {
-            total: self.images().await?.len(),
-            ..Counts::default()
-        };
-        let mut labels = self.store().database.labels().await?;
-        labels.sort_by_key(|label| label.position);
-        for label in labels {
-            match counts
-                .label_tags
-                .iter_mut()
-                .find(|(tag, _)| *tag == label.tag)
-            {
-                Some((_, count)) => *count += 1,
-                None => counts.label_tags.push((label.tag, 1)),
-            }
-        }
-        let accepted = Tag::accepted();
-        counts.completed = counts
-            .label_tags
-            .iter()
-            .find(|(tag, _)| tag == accepted.as_str())
-            .map_or(0, |(_, count)| *count);
-        Ok(counts)
-    }
 }
 
 /// The revision that ends a label.

@@ -222,13 +222,18 @@ fn read_raw(path: &std::path::Path, image: &Geometry) -> Result<LabelFile, Proje
     })
 }
 
+/// How far corners of a label's grid may lie from those of the image's.
+pub(super) fn tolerance_mm(image: &Geometry) -> f64 {
+    let smallest_mm = image.spacing_mm().into_iter().fold(f64::INFINITY, f64::min);
+    TOLERANCE_MM.max(TOLERANCE_VOXELS * smallest_mm)
+}
+
 /// The label on the grid of the image.
 ///
 /// A `.seg.nrrd` cropped to its segments, as 3D Slicer may write it, is put back where it lies; any
 /// other difference is refused, because resampling would change what the annotator drew.
 fn on_grid(file: LabelFile, image: &Geometry) -> Result<LabelFile, ProjectError> {
-    let smallest_mm = image.spacing_mm().into_iter().fold(f64::INFINITY, f64::min);
-    let tolerance_mm = TOLERANCE_MM.max(TOLERANCE_VOXELS * smallest_mm);
+    let tolerance_mm = tolerance_mm(image);
     if file.geometry.same_grid(image, tolerance_mm) {
         return Ok(file);
     }

@@ -41,6 +41,16 @@ pub enum StoreError {
         "the data directory was written by a later release of this program ({0}); nothing was changed, use that release"
     )]
     Newer(String),
+    /// The store is damaged; it is read only until that is mended.
+    #[error(
+        "the store is read only: {0}; nothing was changed, and what is not damaged can be read"
+    )]
+    ReadOnly(String),
+    /// The database cannot be read.
+    #[error(
+        "the database is damaged ({0}); nothing was changed; restore a backup with `fewlabel restore`"
+    )]
+    Damaged(String),
     /// Anything else.
     #[error("the store failed: {0}; nothing was changed")]
     Internal(String),
@@ -115,6 +125,7 @@ impl From<sqlx::Error> for StoreError {
             {
                 Some(5 | 6) => Self::Unavailable("the database is busy".to_owned()),
                 Some(10) => Self::Unavailable(chain(&error)),
+                Some(11 | 26) => Self::Damaged(chain(&error)),
                 Some(13) => Self::NoSpace(chain(&error)),
                 _ => Self::foreign(&error),
             },

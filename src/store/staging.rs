@@ -268,6 +268,23 @@ pub(crate) fn sha256_of_file(path: &Path) -> std::io::Result<String> {
     }
 }
 
+/// SHA-256 over the names and contents of the files of a directory. Blocks.
+///
+/// # Errors
+/// When one of them cannot be read.
+pub(crate) fn sha256_of_dir(dir: &Path) -> std::io::Result<String> {
+    let mut names = Vec::new();
+    for entry in std::fs::read_dir(dir)? {
+        names.push(entry?.file_name().to_string_lossy().into_owned());
+    }
+    names.sort();
+    let mut hash = Sha256::new();
+    for name in names {
+        hash.update(format!("{}  {name}\n", sha256_of_file(&dir.join(&name))?));
+    }
+    Ok(hex(&hash.finalize()))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
