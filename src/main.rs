@@ -34,6 +34,10 @@ enum Command {
     Evaluate(cli::evaluate::EvaluateArgs),
     /// Show what the readers see in images
     Inspect(cli::inspect::InspectArgs),
+    /// Show or change which images are held out
+    Split(cli::split::SplitArgs),
+    /// Write who did what as JSON lines
+    Audit(cli::audit::AuditArgs),
     /// Measure the network on this machine
     Bench(cli::bench::BenchArgs),
     /// Compute for a server (started by serve)
@@ -52,6 +56,8 @@ fn main() -> ExitCode {
         Command::Pretrain(args) => done(cli::pretrain::run(args)),
         Command::Evaluate(args) => done(cli::evaluate::run(args)),
         Command::Inspect(args) => cli::inspect::run(args),
+        Command::Split(args) => done(cli::split::run(args)),
+        Command::Audit(args) => done(cli::audit::run(args)),
         Command::Bench(args) => done(cli::bench::run(args)),
         Command::Worker(args) => done(cli::worker::run(args)),
     };

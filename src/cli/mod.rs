@@ -1,5 +1,6 @@
 //! The command line, one file per subcommand.
 
+pub mod audit;
 pub mod bench;
 pub mod convert;
 mod curve;
@@ -12,6 +13,7 @@ pub mod pretrain;
 mod progress;
 mod report;
 pub mod serve;
+pub mod split;
 mod statistics;
 pub mod train;
 pub mod worker;

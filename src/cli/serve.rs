@@ -67,6 +67,9 @@ pub struct ServeArgs {
     /// Largest file that may be uploaded, in MiB; larger ones are answered with 413
     #[arg(long, default_value_t = 4096, value_name = "MIB")]
     pub upload_limit_mib: u64,
+    /// Uploads are answered with 507 while the disk has less free space than this, in MiB
+    #[arg(long, default_value_t = 256, value_name = "MIB")]
+    pub min_free_mb: u64,
     /// Seed of everything random in this project
     #[arg(long, default_value_t = 0)]
     pub seed: u64,
@@ -113,6 +116,7 @@ async fn start(args: ServeArgs) -> anyhow::Result<()> {
     };
     let limits = Limits {
         max_upload_bytes: config.upload_limit_bytes,
+        min_free_bytes: args.min_free_mb << 20,
         ..Limits::default()
     };
     let project = Project::open(open).await?.with_limits(limits);
@@ -128,7 +132,7 @@ async fn start(args: ServeArgs) -> anyhow::Result<()> {
     let sessions = Sessions::new(&project);
     let housekeeping = tokio::spawn(keep_house(project.clone(), sessions.clone()));
     let app = App::new(AppParts {
-        project,
+        project: project.clone(),
         registry,
         sessions,
         logs,
@@ -144,6 +148,7 @@ async fn start(args: ServeArgs) -> anyhow::Result<()> {
     let drained = serve(listener, router::router(app), stop).await;
     housekeeping.abort();
     supervisor.stop().await;
+    project.close().await;
     if !drained {
         tracing::warn!("some requests were still in progress after the time for them was over");
     }

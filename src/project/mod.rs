@@ -7,10 +7,14 @@ mod adopt;
 mod error;
 mod ids;
 mod images;
+mod journal;
 mod labels;
 mod mapping;
 mod open;
+mod provenance;
 pub mod requests;
+mod revisions;
+mod split;
 mod submit;
 
 use std::path::PathBuf;
@@ -20,6 +24,7 @@ use serde_json::Value;
 use tokio::sync::Semaphore;
 
 pub use crate::store::jobs::{Beat, Claimed, Finish, Job, JobId, JobKind, JobState, Jobs, NewJob};
+pub use crate::store::rows::AuditRow;
 pub use crate::store::{Staged, StagedWriter, Staging, StoreError};
 pub use error::ProjectError;
 pub use ids::{
@@ -27,6 +32,9 @@ pub use ids::{
 };
 pub use images::{ImageRow, Rescan, Skipped};
 pub use labels::{Counts, LabelRow, Origin};
+pub use provenance::{MadeBy, Provenance};
+pub use revisions::{ClassComparison, Comparison};
+pub use split::{Part, SplitRow};
 pub use submit::SubmitLabel;
 
 use crate::clock::Clock;
@@ -75,7 +83,7 @@ impl Default for Limits {
         };
         Self {
             max_upload_bytes: 4 << 30,
-            min_free_bytes: 64 << 20,
+            min_free_bytes: 256 << 20,
             budget,
         }
     }
@@ -97,6 +105,7 @@ struct Inner {
     clock: Arc<dyn Clock>,
     seed: u64,
     decoders: Arc<Semaphore>,
+    journal: journal::Journal,
 }
 
 #[cfg(test)]

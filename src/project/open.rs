@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use serde_json::Value;
+use serde_json::{Value, json};
 use tokio::sync::Semaphore;
 
 use super::{DECODERS, Inner, Jobs, Limits, OpenProject, Project, ProjectError, Staging};
@@ -33,6 +33,7 @@ impl Project {
         let project = Self::new(store, studies, open.labels, open.clock, open.seed, "server");
         project.rescan().await?;
         project.adopt().await?;
+        project.split_new_images().await?;
         Ok(project)
     }
 
@@ -68,6 +69,7 @@ impl Project {
             clock,
             seed,
             decoders: Arc::new(Semaphore::new(DECODERS)),
+            journal: Default::default(),
         };
         Self {
             inner: Arc::new(inner),
@@ -190,6 +192,11 @@ impl Project {
     /// When the store does not answer.
     pub async fn sweep(&self) -> Result<(), ProjectError> {
         self.store().sweep().await?;
+        let project = self.clone();
+        tokio::task::spawn_blocking(move || project.sweep_proposals())
+            .await
+            .map_err(StoreError::from)??;
+        self.split_new_images().await?;
         self.jobs()
             .prune(std::time::Duration::from_secs(24 * 3600))
             .await?;
@@ -205,8 +212,12 @@ impl Project {
         Ok(self.store().check().await?)
     }
 
-    /// Closes the database; what was acknowledged is on the disk with or without this.
+    /// Writes what was noted and closes the database; what was acknowledged is on the disk with or
+    /// without this.
     pub async fn close(&self) {
+        if let Err(error) = self.write_notes().await {
+            tracing::error!("the last reads are missing in the audit log: {error}");
+        }
         self.store().database.close().await;
     }
 }
@@ -235,8 +246,23 @@ async fn keep_settings(
         )));
     }
     let mut tx = store.database.begin().await?;
-    rows::put_setting(&mut tx, "labels", &labels).await?;
-    rows::put_setting(&mut tx, "studies", &studies.to_string_lossy()).await?;
-    rows::put_setting(&mut tx, "seed", &open.seed.to_string()).await?;
+    for (key, value) in [
+        ("labels", labels),
+        ("studies", studies.to_string_lossy().into_owned()),
+        ("seed", open.seed.to_string()),
+    ] {
+        let before = store.database.setting(key).await?;
+        rows::put_setting(&mut tx, key, &value).await?;
+        if before.as_ref().is_some_and(|before| *before != value) {
+            let entry = AuditEntry {
+                now_ms: open.clock.now_ms(),
+                actor: "server",
+                action: "change-setting",
+                subject: key,
+                detail: json!({"from": before, "to": value}),
+            };
+            rows::append_audit(&mut tx, entry).await?;
+        }
+    }
     Ok(tx.commit().await.map_err(StoreError::from)?)
 }

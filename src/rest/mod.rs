@@ -23,7 +23,9 @@
 //! | many requests at once | all wait for one another | bounded queue, then 429 with `Retry-After` |
 //! | client leaves `/infer` | the work goes on | the job is cancelled |
 //! | result of `/infer` | | also tells model, version, hash and windows |
-//! | next sample | no checksum; `strategy` with this serving | `checksum`; `strategy` before this serving |
+//! | next sample | no checksum; `strategy` with this serving | `checksum`; `strategy` before this serving; never a test image |
+//! | a label that is submitted again | overwritten | a new revision; see `/datastore/label/revisions`, `compare`, `current` |
+//! | `?output=train` | every pair | without test images |
 //! | `HEAD` of an image or label | headers of an empty JSON answer | headers of the file |
 //! | `/ohif` | the viewer | 404 |
 //! | `HEAD /datastore/image?check_sum=` | never matches | matches `SHA256:hex` and plain hex |
@@ -54,6 +56,7 @@ mod logs;
 mod model;
 mod query;
 mod reply;
+mod revisions;
 pub mod router;
 mod scoring;
 pub mod serve;

@@ -16,16 +16,8 @@ impl Store {
             .into_iter()
             .map(|line| format!("database: {line}"))
             .collect();
-        let mut before = None;
-        for (number, row) in (1..).zip(self.database.audit_rows().await?) {
-            if row.hash != row.expected_hash(before.as_deref()) {
-                problems.push(format!(
-                    "audit log: row {number} or a row before it was changed"
-                ));
-                break;
-            }
-            before = Some(row.hash);
-        }
+        let audit = self.verify_audit().await?;
+        problems.extend(audit.broken.map(|fault| fault.to_string()));
         let (blobs, names) = (self.blobs.clone(), self.database.referenced_blobs().await?);
         let of_blobs = tokio::task::spawn_blocking(move || {
             names

@@ -12,6 +12,7 @@
 //! A worker process opens the same directory beside the server. The store knows rows and bytes,
 //! not what they mean: that is `project`'s part.
 
+mod audit;
 mod blobs;
 mod check;
 mod error;
@@ -24,6 +25,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+pub use audit::{AuditFault, AuditReport};
 pub use blobs::Blobs;
 pub use error::StoreError;
 pub use lock::Holder;
@@ -72,10 +74,11 @@ impl Store {
         Ok(store)
     }
 
-    /// Opens the directory beside its server.
+    /// Opens the directory beside its server. Without a server, brings the schema up to date.
     ///
     /// # Errors
-    /// [`StoreError::NotFound`] when no server ever opened it.
+    /// [`StoreError::NotFound`] when no server ever opened it, [`StoreError::Held`] when a server of an
+    /// earlier release has it.
     pub async fn open_worker(dir: &Path, clock: Arc<dyn Clock>) -> Result<Self, StoreError> {
         if !dir.join("server.lock").is_file() {
             return Err(StoreError::NotFound(format!(
@@ -83,6 +86,12 @@ impl Store {
                 dir.display()
             )));
         }
+        // Only the holder of the lock may change the schema: another release may be serving.
+        let _lock = if Database::is_outdated(&dir.join("fewlabel.db")).await? {
+            Some(ServerLock::take(&dir.join("server.lock"), clock.now_ms())?)
+        } else {
+            None
+        };
         Self::open(dir, clock, None).await
     }
 

@@ -9,8 +9,10 @@ mod audit;
 mod images;
 mod labels;
 mod models;
+mod schema;
 mod sessions;
 mod settings;
+mod splits;
 
 use std::path::Path;
 use std::time::Duration;
@@ -26,11 +28,12 @@ pub use images::{
 };
 pub use labels::{
     LabelRecord, NewLabel, add_label, current_label, current_labels_of, is_blob_referenced,
-    label_by_key, set_label_extra,
+    label_by_key, label_revision, point_label, set_label_extra,
 };
 pub use models::{ModelRecord, add_model, set_live_model};
 pub use sessions::SessionRecord;
 pub use settings::put_setting;
+pub use splits::{SplitRecord, add_split, mark_used, splits, use_of};
 
 use super::StoreError;
 
@@ -90,7 +93,7 @@ impl Database {
             })
             .connect_with(options.clone())
             .await?;
-        sqlx::migrate!("src/store/migrations").run(&writer).await?;
+        schema::MIGRATIONS.run(&writer).await?;
         let readers = pool(READERS).connect_with(options).await?;
         Ok(Self { writer, readers })
     }
