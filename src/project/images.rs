@@ -326,7 +326,7 @@ fn read_geometry(path: &Path, budget: &imaging::Budget) -> Result<Geometry, Proj
     }
 }
 
-fn geometry_json(geometry: &Geometry) -> String {
+pub(super) fn geometry_json(geometry: &Geometry) -> String {
     json!([
         geometry.shape(),
         geometry.origin_lps_mm(),

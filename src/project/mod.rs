@@ -10,11 +10,16 @@ mod export;
 mod ids;
 mod images;
 mod import;
+mod journal;
 mod labels;
 mod mapping;
+mod monai;
 mod open;
+mod provenance;
 pub mod requests;
 mod rescan;
+mod revisions;
+mod split;
 mod stale;
 mod submit;
 mod upkeep;
@@ -28,16 +33,20 @@ use serde_json::Value;
 use tokio::sync::{Mutex, Semaphore};
 
 pub use crate::store::jobs::{Beat, Claimed, Finish, Job, JobId, JobKind, JobState, Jobs, NewJob};
+pub use crate::store::rows::AuditRow;
 pub use crate::store::{Staged, StagedWriter, Staging, StoreError};
 pub use error::ProjectError;
+pub use export::{Exported, Format, ImageFiles};
 pub use ids::{
     FileName, IMAGE_SUFFIXES, IdError, ImageId, LABEL_SUFFIXES, ModelName, Tag, split_suffix,
 };
-pub use export::{Exported, Format, ImageFiles};
 pub use images::ImageRow;
 pub use import::Imported;
 pub use labels::{Counts, LabelRow, Origin};
+pub use provenance::{MadeBy, Provenance};
 pub use rescan::{Rescan, Skipped};
+pub use revisions::{ClassComparison, Comparison};
+pub use split::{Part, SplitRow};
 pub use stale::STALE;
 pub use submit::SubmitLabel;
 pub use upkeep::{Backup, Checked, backup, check, restore};
@@ -93,7 +102,7 @@ impl Default for Limits {
         };
         Self {
             max_upload_bytes: 4 << 30,
-            min_free_bytes: 64 << 20,
+            min_free_bytes: 256 << 20,
             budget,
         }
     }
@@ -119,6 +128,7 @@ struct Inner {
     /// Held while the studies folder is looked through.
     scanning: Mutex<()>,
     counts: Mutex<counts::Kept>,
+    journal: journal::Journal,
 }
 
 #[cfg(test)]

@@ -4,12 +4,10 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use serde_json::Value;
+use serde_json::{Value, json};
 use tokio::sync::{Mutex, Semaphore};
 
-use super::{
-    DECODERS, Inner, Jobs, Limits, OpenProject, Project, ProjectError, SETTLE, Staging,
-};
+use super::{DECODERS, Inner, Jobs, Limits, OpenProject, Project, ProjectError, SETTLE, Staging};
 use crate::clock::{Clock, SystemClock};
 use crate::model::LabelSchema;
 use crate::store::rows::{self, AuditEntry};
@@ -52,6 +50,7 @@ impl Project {
         let project = Self::new(store, about, open.clock, open.settle, "server");
         project.rescan().await?;
         project.adopt().await?;
+        project.split_new_images().await?;
         Ok(project)
     }
 
@@ -111,6 +110,7 @@ impl Project {
             decoders: Arc::new(Semaphore::new(DECODERS)),
             scanning: Mutex::default(),
             counts: Mutex::default(),
+            journal: Default::default(),
         };
         Self {
             inner: Arc::new(inner),
@@ -241,6 +241,11 @@ impl Project {
             return Ok(());
         }
         self.store().sweep().await?;
+        let project = self.clone();
+        tokio::task::spawn_blocking(move || project.sweep_proposals())
+            .await
+            .map_err(StoreError::from)??;
+        self.split_new_images().await?;
         self.jobs()
             .prune(std::time::Duration::from_secs(24 * 3600))
             .await?;
@@ -271,8 +276,12 @@ impl Project {
         Ok(reason)
     }
 
-    /// Closes the database; what was acknowledged is on the disk with or without this.
+    /// Writes what was noted and closes the database; what was acknowledged is on the disk with or
+    /// without this.
     pub async fn close(&self) {
+        if let Err(error) = self.write_notes().await {
+            tracing::error!("the last reads are missing in the audit log: {error}");
+        }
         self.store().database.close().await;
     }
 }
@@ -310,8 +319,23 @@ async fn keep_settings(
         )));
     }
     let mut tx = store.database.begin().await?;
-    rows::put_setting(&mut tx, "labels", &labels).await?;
-    rows::put_setting(&mut tx, "studies", &studies.to_string_lossy()).await?;
-    rows::put_setting(&mut tx, "seed", &open.seed.to_string()).await?;
+    for (key, value) in [
+        ("labels", labels),
+        ("studies", studies.to_string_lossy().into_owned()),
+        ("seed", open.seed.to_string()),
+    ] {
+        let before = store.database.setting(key).await?;
+        rows::put_setting(&mut tx, key, &value).await?;
+        if before.as_ref().is_some_and(|before| *before != value) {
+            let entry = AuditEntry {
+                now_ms: open.clock.now_ms(),
+                actor: "server",
+                action: "change-setting",
+                subject: key,
+                detail: json!({"from": before, "to": value}),
+            };
+            rows::append_audit(&mut tx, entry).await?;
+        }
+    }
     Ok(tx.commit().await.map_err(StoreError::from)?)
 }

@@ -211,13 +211,7 @@ impl StudyFile {
 
     /// For [`rows::add_study_images`].
     fn values(&self) -> serde_json::Value {
-        json!([
-            self.id,
-            self.ext,
-            self.file,
-            self.size_bytes,
-            self.mtime_ms
-        ])
+        json!([self.id, self.ext, self.file, self.size_bytes, self.mtime_ms])
     }
 
     /// The row of this file; what clients noted on the image stays.

@@ -3,7 +3,6 @@
 //! On Linux the system tells (inotify); on network file systems, where it cannot tell what other
 //! machines do, and elsewhere, the folder is looked through every half minute.
 
-use std::path::Path;
 use std::time::Duration;
 
 use super::Project;
@@ -24,7 +23,11 @@ impl Project {
         let mut events = Events::of(self.studies());
         let mut next = SAFETY;
         loop {
-            let idle = if events.is_some() { next } else { next.min(POLL) };
+            let idle = if events.is_some() {
+                next
+            } else {
+                next.min(POLL)
+            };
             // The end of the time is as good a reason to look as an event.
             let told = wait(&mut events, idle).await;
             if told {
@@ -41,10 +44,16 @@ impl Project {
                             found.vanished.len()
                         );
                     }
-                    if found.unsettled.is_empty() { SAFETY } else { settle }
+                    if found.unsettled.is_empty() {
+                        SAFETY
+                    } else {
+                        settle
+                    }
                 }
                 Err(error) => {
-                    tracing::warn!("the studies folder could not be looked through and is tried again: {error}");
+                    tracing::warn!(
+                        "the studies folder could not be looked through and is tried again: {error}"
+                    );
                     POLL
                 }
             };
@@ -65,7 +74,10 @@ async fn wait(events: &mut Option<Events>, time: Duration) -> bool {
         Err(_) => false,
         Ok(Ok(())) => true,
         Ok(Err(error)) => {
-            tracing::warn!("the studies folder is looked through every {} s from now on: {error}", POLL.as_secs());
+            tracing::warn!(
+                "the studies folder is looked through every {} s from now on: {error}",
+                POLL.as_secs()
+            );
             *events = None;
             true
         }
@@ -88,8 +100,17 @@ mod linux {
     /// File systems that others change without this system knowing (statfs(2), linux/magic.h): NFS,
     /// SMB, CIFS, SMB2, FUSE, 9P, Ceph, AFS, Lustre, GPFS, VirtualBox.
     const REMOTE: [u32; 11] = [
-        0x6969, 0x517B, 0xFF53_4D42, 0xFE53_4D42, 0x6573_5546, 0x0102_1997, 0x00C3_6400,
-        0x5346_414F, 0x0BD0_0BD0, 0x4750_4653, 0x786F_4256,
+        0x6969,
+        0x517B,
+        0xFF53_4D42,
+        0xFE53_4D42,
+        0x6573_5546,
+        0x0102_1997,
+        0x00C3_6400,
+        0x5346_414F,
+        0x0BD0_0BD0,
+        0x4750_4653,
+        0x786F_4256,
     ];
 
     /// What the system tells about a folder.
@@ -114,7 +135,12 @@ mod linux {
                     | WatchFlags::DELETE_SELF
                     | WatchFlags::MOVE_SELF;
                 inotify::add_watch(&source, folder, what)?;
-                Ok(Self(AsyncFd::new(source)?))
+                #[expect(
+                    deprecated,
+                    reason = "its successor is unsafe; this descriptor is owned and stays open"
+                )]
+                let source = AsyncFd::new(source)?;
+                Ok(Self(source))
             };
             match watch() {
                 Ok(events) => Some(events),
@@ -140,7 +166,6 @@ mod linux {
                     Ok(_) => {}
                 }
             };
-            drop(reader);
             ready.clear_ready();
             outcome
         }
@@ -153,7 +178,7 @@ enum Events {}
 
 #[cfg(not(target_os = "linux"))]
 impl Events {
-    fn of(_: &Path) -> Option<Self> {
+    fn of(_: &std::path::Path) -> Option<Self> {
         None
     }
 

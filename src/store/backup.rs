@@ -12,9 +12,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use super::rows::ModelRecord;
-use super::{
-    Blobs, DATABASE, Partial, Store, StoreError, sha256_of_dir, sha256_of_file, sync_dir,
-};
+use super::{Blobs, DATABASE, Partial, Store, StoreError, sha256_of_dir, sha256_of_file, sync_dir};
 use crate::clock::Clock;
 
 /// What a backup says about itself.
@@ -55,7 +53,9 @@ impl Store {
         clock: &Arc<dyn Clock>,
     ) -> Result<Backup, StoreError> {
         let partial = Partial::beside(out)?;
-        self.database.copy_to(&partial.path().join(DATABASE)).await?;
+        self.database
+            .copy_to(&partial.path().join(DATABASE))
+            .await?;
         let mut backup = Backup {
             format: FORMAT,
             program: env!("CARGO_PKG_VERSION").to_owned(),

@@ -16,6 +16,8 @@ use super::{Store, StoreError, sha256_of_dir};
 
 /// With a server at work, files without a row that are younger than this may be submits under way.
 const UNDER_WAY: Duration = Duration::from_secs(3600);
+/// Of a file whose bytes are not known to be wrong.
+const UNREADABLE: &str = "it cannot be read";
 /// What to do about a damaged database.
 const RESTORE: &str = "stop the server, keep a copy of the data folder, then restore the last backup into a new folder (`fewlabel restore`) and serve that";
 
@@ -41,6 +43,9 @@ pub struct Problem {
     pub safe: String,
     /// What to do.
     pub next: String,
+    /// Whether it may be over at the next look, as a disk that does not answer.
+    #[serde(skip)]
+    pub transient: bool,
 }
 
 impl fmt::Display for Problem {
@@ -51,6 +56,7 @@ impl fmt::Display for Problem {
             what,
             safe,
             next,
+            ..
         } = self;
         write!(f, "{area} {subject}: {what}; {safe}; {next}")
     }
@@ -81,7 +87,7 @@ pub struct Report {
     /// Version of the schema in the file, and that of this release.
     pub schema: (i64, i64),
     /// Rows of the audit log.
-    pub audit_rows: usize,
+    pub audit_rows: u64,
     /// Blobs that rows name.
     pub blobs: usize,
     /// Model versions that rows name.
@@ -93,10 +99,24 @@ pub struct Report {
 }
 
 impl Report {
-    /// The damage in one sentence, when there is any.
+    /// That of a database in which nothing can be read.
+    pub fn unreadable(error: &str) -> Self {
+        let mut report = Self::default();
+        report.add(
+            "database",
+            "file",
+            error,
+            "files are not touched by this",
+            RESTORE,
+        );
+        report
+    }
+
+    /// The lasting damage in one sentence, when there is any.
     pub fn reason(&self) -> Option<String> {
-        let first = self.problems.first()?;
-        let more = match self.problems.len() - 1 {
+        let mut lasting = self.problems.iter().filter(|problem| !problem.transient);
+        let first = lasting.next()?;
+        let more = match lasting.count() {
             0 => String::new(),
             more => format!(" (and {more} more, see `fewlabel check`)"),
         };
@@ -117,7 +137,14 @@ impl Report {
             what: what.into(),
             safe: safe.to_owned(),
             next: next.to_owned(),
+            transient: false,
         });
+    }
+
+    fn last_is_transient(&mut self, transient: bool) {
+        if let Some(last) = self.problems.last_mut() {
+            last.transient = transient;
+        }
     }
 
     /// The value, or its failure as a problem of the database.
@@ -131,6 +158,10 @@ impl Report {
                 "files are not touched by this",
                 RESTORE,
             );
+            self.last_is_transient(matches!(
+                error,
+                StoreError::Unavailable(_) | StoreError::NoSpace(_)
+            ));
             T::default()
         })
     }
@@ -181,21 +212,16 @@ impl Store {
                 report.add("row", &subject, broken.what, safe, RESTORE);
             }
         }
-        let mut before = None;
-        let rows = report.read("audit log", database.audit_rows().await);
-        report.audit_rows = rows.len();
-        for (number, row) in (1..).zip(rows) {
-            if row.hash != row.expected_hash(before.as_deref()) {
-                report.add(
-                    "audit",
-                    &format!("row {number}"),
-                    "it or a row before it was changed",
-                    "labels are checked by their own hashes",
-                    "compare with the log in a backup, and find out who could write to the database",
-                );
-                break;
-            }
-            before = Some(row.hash);
+        let audit = report.read("audit log", self.verify_audit().await);
+        report.audit_rows = audit.rows;
+        if let Some(fault) = audit.broken {
+            report.add(
+                "audit",
+                &format!("row {}", fault.seq),
+                fault.what,
+                "labels are checked by their own hashes",
+                "compare with the log in a backup, and find out who could write to the database",
+            );
         }
         Ok(())
     }
@@ -213,7 +239,7 @@ impl Store {
                     Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
                         Some("it is missing".to_owned())
                     }
-                    Err(error) => Some(format!("it cannot be read: {error}")),
+                    Err(error) => Some(format!("{UNREADABLE}: {error}")),
                     Ok(file) => match size_bytes {
                         Some(size) if i64::try_from(file.len()) != Ok(size) => {
                             Some(format!("it has {} bytes instead of {size}", file.len()))
@@ -222,7 +248,7 @@ impl Store {
                         _ => match sha256_of_file(&path) {
                             Ok(sha256) if sha256 == name => None,
                             Ok(_) => Some("its bytes are damaged".to_owned()),
-                            Err(error) => Some(format!("it cannot be read: {error}")),
+                            Err(error) => Some(format!("{UNREADABLE}: {error}")),
                         },
                     },
                 };
@@ -238,6 +264,7 @@ impl Store {
         };
         let (bad, orphans) = tokio::task::spawn_blocking(look).await??;
         for (name, what) in bad {
+            let transient = what.starts_with(UNREADABLE);
             report.add(
                 "blob",
                 &name,
@@ -245,6 +272,7 @@ impl Store {
                 "every other label and image is not touched by this",
                 "copy the file of this name from a backup to the same place below blobs/, then start again",
             );
+            report.last_is_transient(transient);
         }
         report.orphans.extend(orphans);
         Ok(())
@@ -269,7 +297,7 @@ impl Store {
                     match sha256_of_dir(&dir) {
                         Ok(sha256) if sha256 == row.sha256 => None,
                         Ok(_) => Some("its files are damaged".to_owned()),
-                        Err(error) => Some(format!("it cannot be read: {error}")),
+                        Err(error) => Some(format!("{UNREADABLE}: {error}")),
                     }
                 };
                 if let Some(what) = what {
@@ -280,6 +308,7 @@ impl Store {
         };
         let (bad, orphans) = tokio::task::spawn_blocking(look).await??;
         for (version, what, live) in bad {
+            let transient = what.starts_with(UNREADABLE);
             let what = if live {
                 format!("{what}, and it is the live one")
             } else {
@@ -292,6 +321,7 @@ impl Store {
                 "labels and images are not touched by this",
                 "copy its folder from a backup to the same place below models/, then start again",
             );
+            report.last_is_transient(transient);
         }
         report.orphans.extend(orphans);
         Ok(())
@@ -419,7 +449,7 @@ mod tests {
         let found = store.check().await.unwrap();
         assert_eq!(found.len(), 1);
         assert!(
-            found[0].starts_with("audit row 2: it or a row before it"),
+            found[0].starts_with("audit row 2: or a row before it"),
             "{found:?}"
         );
     }

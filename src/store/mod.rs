@@ -12,6 +12,7 @@
 //! A worker process opens the same directory beside the server. The store knows rows and bytes,
 //! not what they mean: that is `project`'s part.
 
+mod audit;
 mod backup;
 mod blobs;
 mod check;
@@ -27,6 +28,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+pub use audit::{AuditFault, AuditReport};
 pub use backup::{Backup, restore};
 pub use blobs::Blobs;
 pub use check::{Depth, Orphan, Problem, Report};
@@ -34,7 +36,7 @@ pub use error::StoreError;
 pub use lock::Holder;
 pub(crate) use partial::Partial;
 pub use staging::{Staged, StagedWriter, Staging};
-pub(crate) use staging::{remove_dir, sha256_of_dir, sha256_of_file, sync_dir};
+pub(crate) use staging::{hex, remove_dir, sha256_of_dir, sha256_of_file, sync_dir};
 
 use jobs::Jobs;
 use lock::ServerLock;

@@ -57,14 +57,21 @@ impl Store {
         Self::with(database, dir, clock, None)
     }
 
-    /// Opens the directory beside its server.
+    /// Opens the directory beside its server. Without a server, brings the schema up to date.
     ///
     /// # Errors
-    /// [`StoreError::NotFound`] when no server ever opened it.
+    /// [`StoreError::NotFound`] when no server ever opened it, [`StoreError::Held`] when a server of an
+    /// earlier release has it.
     pub async fn open_worker(dir: &Path, clock: Arc<dyn Clock>) -> Result<Self, StoreError> {
         if !dir.join(DATABASE).is_file() {
             return Err(no_data_directory(dir));
         }
+        // Only the holder of the lock may change the schema: another release may be serving.
+        let _lock = if Database::is_outdated(&dir.join(DATABASE)).await? {
+            Some(ServerLock::take(&dir.join("server.lock"), clock.now_ms())?)
+        } else {
+            None
+        };
         let database = Database::open(&dir.join(DATABASE)).await?;
         Self::with(database, dir, clock, None)
     }

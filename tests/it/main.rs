@@ -9,6 +9,7 @@ mod convert;
 mod evaluate;
 mod faults;
 mod formats;
+mod history;
 mod infer;
 mod layering;
 mod pretrain;

@@ -308,7 +308,7 @@ async fn labels_of_an_earlier_server_are_taken_over_once() {
     // A label deleted afterwards does not come back, and the folder is as it was.
     bench
         .project
-        .delete_label(&id("a"), &Tag::accepted())
+        .delete_label(&id("a"), &Tag::accepted(), None)
         .await
         .unwrap();
     let bench = bench.reopen().await;

@@ -15,10 +15,10 @@ CREATE TRIGGER image_state_changed AFTER UPDATE OF state ON images WHEN OLD.stat
     UPDATE counters SET value = value + (NEW.state = 'present') - (OLD.state = 'present') WHERE name = 'images_present';
     UPDATE counters SET value = value + 1 WHERE name = 'label_changes';
 END;
-CREATE TRIGGER label_added AFTER INSERT ON labels BEGIN
+CREATE TRIGGER label_pointed AFTER INSERT ON label_pointers BEGIN
     UPDATE counters SET value = value + 1 WHERE name = 'label_changes';
 END;
-CREATE TRIGGER label_changed AFTER UPDATE OF deleted, position ON labels BEGIN
+CREATE TRIGGER label_pointed_elsewhere AFTER UPDATE ON label_pointers BEGIN
     UPDATE counters SET value = value + 1 WHERE name = 'label_changes';
 END;
 

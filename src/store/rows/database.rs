@@ -9,15 +9,13 @@ use sqlx::sqlite::{
 };
 use sqlx::{ConnectOptions, Connection};
 
+use super::schema::MIGRATIONS;
 use super::{BrokenSeal, WriteTransaction, seal, sql};
 use crate::store::StoreError;
 
 const READERS: u32 = 4;
 /// How long a writer waits for the other process, and a request for a connection.
-const BUSY_TIMEOUT: Duration = Duration::from_secs(10);
-
-/// Migrations of this release.
-static MIGRATIONS: sqlx::migrate::Migrator = sqlx::migrate!("src/store/migrations");
+pub(super) const BUSY_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The database. Cheap to clone.
 #[derive(Debug, Clone)]

@@ -154,6 +154,15 @@ impl Database {
             .await?)
     }
 
+    /// When the image was last served to the client, milliseconds since 1970-01-01 UTC.
+    pub async fn last_serving(&self, image: &str, client: &str) -> Result<Option<i64>, StoreError> {
+        Ok(sqlx::query_scalar(sql!("serving_of"))
+            .bind(image)
+            .bind(client)
+            .fetch_one(self.readers())
+            .await?)
+    }
+
     /// How many servings there were in all.
     pub async fn serving_count(&self) -> Result<i64, StoreError> {
         Ok(sqlx::query_scalar(sql!("serving_count"))

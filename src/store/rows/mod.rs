@@ -10,11 +10,14 @@ mod database;
 mod images;
 mod labels;
 mod models;
+mod schema;
 mod seal;
 mod sessions;
 mod settings;
+mod splits;
 
 pub use audit::{AuditEntry, AuditRow, append_audit};
+use database::BUSY_TIMEOUT;
 pub use database::Database;
 pub use images::{
     ImageFacts, ImageRecord, SeenImage, StaleLabel, add_serving, add_study_images, confirm_label,
@@ -22,12 +25,13 @@ pub use images::{
 };
 pub use labels::{
     LabelRecord, NewLabel, add_label, current_label, current_labels_of, is_blob_referenced,
-    label_by_key, set_label_extra,
+    label_by_key, label_revision, point_label, set_label_extra,
 };
 pub use models::{ModelRecord, add_model, set_live_model};
 pub use seal::{BrokenSeal, WriteTransaction};
 pub use sessions::SessionRecord;
 pub use settings::put_setting;
+pub use splits::{SplitRecord, add_split, mark_used, splits, use_of};
 
 use super::StoreError;
 

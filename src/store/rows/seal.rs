@@ -116,9 +116,9 @@ impl Sealed {
                 })
                 .collect();
             // A String takes everything.
-            let _ = write!(
+            let _ = writeln!(
                 text,
-                "CREATE TEMP TRIGGER {} AFTER {event} ON main.{table} BEGIN {notes}END;\n",
+                "CREATE TEMP TRIGGER {} AFTER {event} ON main.{table} BEGIN {notes}END;",
                 quoted(&format!("seal_{event}_{}", self.name))
             );
         }
@@ -263,6 +263,9 @@ pub(super) async fn broken(
     connection: &mut SqliteConnection,
 ) -> Result<Vec<BrokenSeal>, sqlx::Error> {
     let mut broken = Vec::new();
+    // One state of the database, while others write to it.
+    let mut tx = sqlx::Connection::begin(connection).await?;
+    let connection: &mut SqliteConnection = &mut tx;
     let tables = tables(connection).await?;
     let schema = seal_of(&json!(tables).to_string());
     let known: Option<String> = sqlx::query_scalar(sql!("seal_get"))
