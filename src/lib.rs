@@ -65,6 +65,12 @@
 //! are saved while it goes, and a run that was killed ends with the weights of one that was not. Its result is a model
 //! directory that fine-tuning starts from, with fresh heads.
 //!
+//! # Trusting the disk
+//! Every commit also writes a hash of each row it touched (`store::rows::seal`), blobs are named by their
+//! hash, models carry theirs. [`store::Store::examine`] compares; a server whose store fails that is read only:
+//! [`store::rows::Database::begin`] refuses, so that every write answers with the reason. A backup is a
+//! snapshot of the rows, then the immutable files that it names.
+//!
 //! # Decisions worth knowing
 //! - **Own codecs for NIfTI and NRRD.** The `nifti` crate accepts a wrong gzip checksum and an offset
 //!   that is not a number, and knows no NIfTI-2; a reader of patients' images must refuse the former.

@@ -21,3 +21,4 @@ mod rest_info;
 mod rest_model;
 mod rest_session;
 mod rest_train;
+mod upkeep;

@@ -169,6 +169,17 @@ async fn tables(connection: &mut SqliteConnection) -> Result<Vec<(String, String
         .await
 }
 
+/// Stands for the tables, their columns and the migrations that made them.
+async fn schema_of(
+    tables: &[(String, String)],
+    connection: &mut SqliteConnection,
+) -> Result<String, sqlx::Error> {
+    let versions: Option<String> = sqlx::query_scalar(sql!("seal_versions"))
+        .fetch_one(connection)
+        .await?;
+    Ok(seal_of(&json!([tables, versions]).to_string()))
+}
+
 /// Makes a connection note which rows it touches.
 pub(super) async fn watch(connection: &mut SqliteConnection) -> Result<(), sqlx::Error> {
     let mut script = "CREATE TEMP TABLE unsealed (tbl TEXT, key TEXT);\n".to_owned();
@@ -185,7 +196,7 @@ pub(super) async fn watch(connection: &mut SqliteConnection) -> Result<(), sqlx:
 /// migration that adds a column changes what a row is.
 pub(super) async fn seal_all_once(connection: &mut SqliteConnection) -> Result<(), sqlx::Error> {
     let tables = tables(connection).await?;
-    let schema = seal_of(&json!(tables).to_string());
+    let schema = schema_of(&tables, connection).await?;
     let known: Option<String> = sqlx::query_scalar(sql!("seal_get"))
         .bind(SCHEMA.0)
         .bind(SCHEMA.1)
@@ -267,7 +278,7 @@ pub(super) async fn broken(
     let mut tx = sqlx::Connection::begin(connection).await?;
     let connection: &mut SqliteConnection = &mut tx;
     let tables = tables(connection).await?;
-    let schema = seal_of(&json!(tables).to_string());
+    let schema = schema_of(&tables, connection).await?;
     let known: Option<String> = sqlx::query_scalar(sql!("seal_get"))
         .bind(SCHEMA.0)
         .bind(SCHEMA.1)

@@ -1,0 +1,1 @@
+SELECT group_concat(version) FROM _sqlx_migrations
