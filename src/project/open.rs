@@ -194,6 +194,7 @@ impl Project {
             .store
             .staging
             .with_limits(self.limits.max_upload_bytes, self.limits.min_free_bytes)
+            .refusing(self.read_only())
     }
 
     /// The store below, for `rounds` and `sessions`.

@@ -53,6 +53,7 @@ impl Store {
         clock: &Arc<dyn Clock>,
     ) -> Result<Backup, StoreError> {
         let partial = Partial::beside(out)?;
+        std::fs::create_dir(partial.path().join("blobs"))?;
         self.database
             .copy_to(&partial.path().join(DATABASE))
             .await?;
@@ -106,6 +107,7 @@ pub async fn restore(
 ) -> Result<Backup, StoreError> {
     let (partial, from) = (Partial::beside(data)?, backup.to_owned());
     let unpacked = Partial::beside(data)?;
+    std::fs::create_dir(partial.path().join("blobs"))?;
     let (source, told) = tokio::task::spawn_blocking(move || {
         let source = if from.is_file() {
             unpack(&from, unpacked.path())?;
