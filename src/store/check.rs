@@ -184,6 +184,10 @@ impl Store {
     pub async fn examine(&self, depth: Depth) -> Result<Report, StoreError> {
         let mut report = Report::default();
         self.examine_rows(&mut report).await?;
+        if report.schema.0 == 0 && report.problems.is_empty() {
+            // The program was stopped before it made the first table.
+            return Ok(report);
+        }
         self.examine_blobs(depth, &mut report).await?;
         self.examine_models(depth, &mut report).await?;
         Ok(report)
@@ -195,6 +199,9 @@ impl Store {
         let (stored, ours) = report.schema;
         if stored > ours {
             return Err(StoreError::Newer(format!("schema {stored}")));
+        }
+        if stored == 0 && report.problems.is_empty() {
+            return Ok(());
         }
         for line in report.read("structure", database.integrity().await) {
             report.add(

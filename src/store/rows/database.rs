@@ -106,12 +106,18 @@ impl Database {
         Ok(WriteTransaction(begun))
     }
 
-    /// Version of the schema in the file, and that of this release.
+    /// Version of the schema in the file, 0 for none, and that of this release.
     pub async fn schema_versions(&self) -> Result<(i64, i64), StoreError> {
-        let stored = sqlx::query_scalar(sql!("schema_version"))
+        let objects: i64 = sqlx::query_scalar(sql!("schema_objects"))
             .fetch_one(&self.readers)
             .await?;
         let ours = MIGRATIONS.iter().map(|migration| migration.version).max();
+        if objects == 0 {
+            return Ok((0, ours.unwrap_or_default()));
+        }
+        let stored = sqlx::query_scalar(sql!("schema_version"))
+            .fetch_one(&self.readers)
+            .await?;
         Ok((stored, ours.unwrap_or_default()))
     }
 

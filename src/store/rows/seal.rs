@@ -22,8 +22,8 @@ use crate::store::staging::hex;
 const SEAL_BYTES: usize = 12;
 /// Seals written by one statement.
 const BATCH: usize = 2000;
-/// The row of the seals that says for which tables and columns they were made.
-const SCHEMA: (&str, &str) = ("", "schema");
+/// Rows of the seals with this table name say for which schema the others were made.
+const SCHEMA: &str = "";
 
 /// A write transaction: takes the write lock when it begins, seals what it changed when it is
 /// committed, rolls back when dropped.
@@ -169,15 +169,43 @@ async fn tables(connection: &mut SqliteConnection) -> Result<Vec<(String, String
         .await
 }
 
-/// Stands for the tables, their columns and the migrations that made them.
-async fn schema_of(
-    tables: &[(String, String)],
-    connection: &mut SqliteConnection,
-) -> Result<String, sqlx::Error> {
-    let versions: Option<String> = sqlx::query_scalar(sql!("seal_versions"))
-        .fetch_one(connection)
-        .await?;
-    Ok(seal_of(&json!([tables, versions]).to_string()))
+/// What all seals are made for: the key and the seal of a row of their own.
+struct Schema {
+    version: i64,
+    seal: String,
+}
+
+impl Schema {
+    /// Of the tables, their columns and the migrations that made them.
+    async fn of(
+        tables: &[(String, String)],
+        connection: &mut SqliteConnection,
+    ) -> Result<Self, sqlx::Error> {
+        let (version, versions): (i64, Option<String>) = sqlx::query_as(sql!("seal_versions"))
+            .fetch_one(connection)
+            .await?;
+        Ok(Self {
+            version,
+            seal: seal_of(&json!([tables, versions]).to_string()),
+        })
+    }
+
+    /// Far from the keys of other versions, so that a changed byte does not make one of another.
+    fn key(version: i64) -> String {
+        seal_of(&format!("schema {version}"))
+    }
+
+    /// The seal that is stored for this schema.
+    async fn stored(
+        &self,
+        connection: &mut SqliteConnection,
+    ) -> Result<Option<String>, sqlx::Error> {
+        sqlx::query_scalar(sql!("seal_get"))
+            .bind(SCHEMA)
+            .bind(Self::key(self.version))
+            .fetch_optional(connection)
+            .await
+    }
 }
 
 /// Makes a connection note which rows it touches.
@@ -196,13 +224,8 @@ pub(super) async fn watch(connection: &mut SqliteConnection) -> Result<(), sqlx:
 /// migration that adds a column changes what a row is.
 pub(super) async fn seal_all_once(connection: &mut SqliteConnection) -> Result<(), sqlx::Error> {
     let tables = tables(connection).await?;
-    let schema = schema_of(&tables, connection).await?;
-    let known: Option<String> = sqlx::query_scalar(sql!("seal_get"))
-        .bind(SCHEMA.0)
-        .bind(SCHEMA.1)
-        .fetch_optional(&mut *connection)
-        .await?;
-    if known.as_ref() == Some(&schema) {
+    let schema = Schema::of(&tables, connection).await?;
+    if schema.stored(connection).await?.as_ref() == Some(&schema.seal) {
         return Ok(());
     }
     let mut tx = sqlx::Connection::begin_with(connection, "BEGIN IMMEDIATE").await?;
@@ -211,7 +234,7 @@ pub(super) async fn seal_all_once(connection: &mut SqliteConnection) -> Result<(
         let select = Sealed::of(name, &mut tx).await?.select_all();
         put_seals(&mut tx, name, &select).await?;
     }
-    let row = json!([[SCHEMA.0, SCHEMA.1, schema]]).to_string();
+    let row = json!([[SCHEMA, Schema::key(schema.version), schema.seal]]).to_string();
     sqlx::query(sql!("seal_put"))
         .bind(row)
         .execute(&mut *tx)
@@ -269,6 +292,20 @@ pub struct BrokenSeal {
     pub what: &'static str,
 }
 
+/// Whether the program was stopped between bringing the schema up to date and sealing the rows.
+async fn never_sealed(
+    version: i64,
+    connection: &mut SqliteConnection,
+) -> Result<bool, sqlx::Error> {
+    let schemas: Vec<(String, String)> = sqlx::query_as(sql!("seals_of"))
+        .bind(SCHEMA)
+        .fetch_all(connection)
+        .await?;
+    Ok(schemas
+        .iter()
+        .all(|(key, _)| (1..version).any(|earlier| *key == Schema::key(earlier))))
+}
+
 /// Rows that are not as they were written. Rows of a database that was never sealed are not looked at.
 pub(super) async fn broken(
     connection: &mut SqliteConnection,
@@ -278,18 +315,15 @@ pub(super) async fn broken(
     let mut tx = sqlx::Connection::begin(connection).await?;
     let connection: &mut SqliteConnection = &mut tx;
     let tables = tables(connection).await?;
-    let schema = schema_of(&tables, connection).await?;
-    let known: Option<String> = sqlx::query_scalar(sql!("seal_get"))
-        .bind(SCHEMA.0)
-        .bind(SCHEMA.1)
-        .fetch_optional(&mut *connection)
-        .await?;
-    if known != Some(schema) {
-        broken.push(BrokenSeal {
+    let schema = Schema::of(&tables, connection).await?;
+    match schema.stored(connection).await? {
+        Some(seal) if seal == schema.seal => {}
+        None if never_sealed(schema.version, connection).await? => return Ok(broken),
+        _ => broken.push(BrokenSeal {
             table: "row_seals".to_owned(),
-            key: json!(SCHEMA).to_string(),
-            what: "was made for another schema or is damaged",
-        });
+            key: json!([SCHEMA]).to_string(),
+            what: "does not fit the tables: it or their definition was changed",
+        }),
     }
     for (name, _) in tables {
         let select = Sealed::of(&name, connection).await?.select_all();

@@ -1,1 +1,1 @@
-SELECT group_concat(version) FROM _sqlx_migrations
+SELECT coalesce(max(version), 0), group_concat(version) FROM _sqlx_migrations
