@@ -308,5 +308,5 @@ async fn the_check_finds_a_flipped_byte_and_a_lost_blob() {
         "{found:?}"
     );
     std::fs::remove_file(&path).unwrap();
-    assert!(bench.project.check().await.unwrap()[0].contains("restore it from a backup"));
+    assert!(bench.project.check().await.unwrap()[0].contains("it is missing"));
 }

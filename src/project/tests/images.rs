@@ -285,8 +285,8 @@ async fn labels_of_an_earlier_server_are_taken_over_once() {
     assert_eq!(
         found,
         [
-            ("a", "original", "import", &Origin::Import),
-            ("a", "final", "import", &Origin::Import)
+            ("a", "final", "import", &Origin::Import),
+            ("a", "original", "import", &Origin::Import)
         ]
     );
     assert_eq!(

@@ -1,1 +1,1 @@
-SELECT max(version) FROM _sqlx_migrations
+SELECT coalesce(max(version), 0) FROM _sqlx_migrations
