@@ -290,8 +290,12 @@ async fn labels_of_an_earlier_server_are_taken_over_once() {
         ]
     );
     assert_eq!(
-        (trained_on(&bench, &rows[1], 1), rows[1].annotated.join(" ")),
+        (trained_on(&bench, &rows[0], 1), rows[0].annotated.join(" ")),
         (vec![2], "spleen".to_owned())
+    );
+    assert_eq!(
+        (&rows[0].info["ts"], &rows[0].info["name"]),
+        (&json!(1), &json!("a.nii.gz"))
     );
     assert_eq!(
         bench.project.image(&id("a")).await.unwrap().unwrap().info["strategy"]["first"]["client_id"],
