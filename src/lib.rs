@@ -36,8 +36,9 @@
 //! segmentation cropped by Slicer is put back onto it), maps its values to the project's classes by
 //! name, and puts both the file as it came and the normalised label into the blob store under their
 //! hashes. One
-//! transaction then adds the revision and its audit row; that commit *is* the submit. Only then does
-//! the client hear 200. A kill before it leaves a blob without a name; after it, nothing is lost.
+//! transaction then adds the revision, makes it the current one and adds its audit row; that commit *is*
+//! the submit. Only then does the client hear 200. A kill before it leaves a blob without a name; after
+//! it, nothing is lost. `tests/fault` kills it at every system call, and lets the disk fail there.
 //!
 //! # An inference
 //! `POST /infer/{model}` adds a job and waits for it. The worker claims it before any other kind of
@@ -51,7 +52,8 @@
 //! # A round
 //! `POST /train/{model}` adds a job. [`rounds::fine_tune`] collects the accepted labels with the
 //! classes that were annotated in each (the others are unknown there, never background), keeps
-//! validation images apart by a hash of id and seed, and starts from the live version.
+//! validation and test images apart by the table that every image is in since its first sight
+//! (`project/split.rs`), and starts from the live version.
 //! [`model::train()`] reports after every step; the job's row carries that to `/info/` and `/train/`.
 //! [`rounds::registry`] moves the finished directory into place, and one transaction adds the version
 //! and sets the pointer; the next inference uses it. A stopped or failed round publishes nothing.
@@ -68,6 +70,12 @@
 //! with the archive. Sample i is a pure function of (files, seed, i), so a run is its step, weights and moments; they
 //! are saved while it goes, and a run that was killed ends with the weights of one that was not. Its result is a model
 //! directory that fine-tuning starts from, with fresh heads.
+//!
+//! # Trusting the disk
+//! Every commit also writes a hash of each row it touched (`store::rows::seal`), blobs are named by their
+//! hash, models carry theirs. [`store::Store::examine`] compares; a server whose store fails that is read only:
+//! [`store::rows::Database::begin`] refuses, so that every write answers with the reason. A backup is a
+//! snapshot of the rows, then the immutable files that it names.
 //!
 //! # Decisions worth knowing
 //! - **Own codecs for NIfTI and NRRD.** The `nifti` crate accepts a wrong gzip checksum and an offset

@@ -34,6 +34,20 @@ enum Command {
     Evaluate(cli::evaluate::EvaluateArgs),
     /// Show what the readers see in images
     Inspect(cli::inspect::InspectArgs),
+    /// Show or change which images are held out
+    Split(cli::split::SplitArgs),
+    /// Write who did what as JSON lines
+    Audit(cli::audit::AuditArgs),
+    /// Look for damage in a data folder
+    Check(cli::check::CheckArgs),
+    /// Save a data folder, also while a server uses it
+    Backup(cli::backup::BackupArgs),
+    /// Make a data folder of a backup
+    Restore(cli::restore::RestoreArgs),
+    /// Write labels and images as a folder that other programs read
+    Export(cli::export::ExportArgs),
+    /// Take a MONAI Label studies folder into a project
+    Import(cli::import::ImportArgs),
     /// Measure the network on this machine
     Bench(cli::bench::BenchArgs),
     /// Compute for a server (started by serve)
@@ -52,6 +66,13 @@ fn main() -> ExitCode {
         Command::Pretrain(args) => done(cli::pretrain::run(args)),
         Command::Evaluate(args) => done(cli::evaluate::run(args)),
         Command::Inspect(args) => cli::inspect::run(args),
+        Command::Split(args) => done(cli::split::run(args)),
+        Command::Audit(args) => done(cli::audit::run(args)),
+        Command::Check(args) => cli::check::run(args),
+        Command::Backup(args) => done(cli::backup::run(args)),
+        Command::Restore(args) => done(cli::restore::run(args)),
+        Command::Export(args) => done(cli::export::run(args)),
+        Command::Import(args) => cli::import::run(args),
         Command::Bench(args) => done(cli::bench::run(args)),
         Command::Worker(args) => done(cli::worker::run(args)),
     };

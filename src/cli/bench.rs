@@ -17,8 +17,8 @@ pub struct BenchArgs {
     /// Where to compute: auto, cpu, cuda or cuda:N
     #[arg(long, default_value = "auto")]
     device: DeviceChoice,
-    /// Numbers of inference: f32, bf16 (rounded factors, sums in f32) or auto, which is bf16 where the processor has such
-    /// products
+    /// Numbers of inference: f32, bf16 (rounded factors, sums in f32; faster where the processor has such products) or
+    /// auto, which is f32 on a CPU
     #[arg(long, default_value = "auto")]
     precision: PrecisionChoice,
     /// Network: pct-net or pct-net-s

@@ -30,8 +30,8 @@ pub struct InferArgs {
     /// Where to compute: auto, cpu, cuda or cuda:N
     #[arg(long, default_value = "auto")]
     device: DeviceChoice,
-    /// Numbers to compute with: f32, bf16 (rounded factors, sums in f32) or auto, which is bf16 where the processor has
-    /// such products
+    /// Numbers of inference: f32, bf16 (rounded factors, sums in f32; faster where the processor has such products) or
+    /// auto, which is f32 on a CPU
     #[arg(long, default_value = "auto")]
     precision: PrecisionChoice,
     /// Test-time augmentation: none, or flips (the mean with the mirrored scan, paired labels exchanged; twice the time)

@@ -1,17 +1,24 @@
 //! The command line, one file per subcommand.
 
+pub mod audit;
+pub mod backup;
 pub mod bench;
+pub mod check;
 pub mod convert;
 mod curve;
 mod dataset;
 pub mod demo;
 pub mod evaluate;
+pub mod export;
+pub mod import;
 pub mod infer;
 pub mod inspect;
 pub mod pretrain;
 mod progress;
 mod report;
+pub mod restore;
 pub mod serve;
+pub mod split;
 mod statistics;
 pub mod train;
 pub mod worker;

@@ -8,24 +8,27 @@ use anyhow::Context;
 use axum::http::HeaderValue;
 use clap::Args;
 use tokio::net::TcpListener;
+use tokio::sync::watch;
 
 use super::Usage;
 use crate::clock::SystemClock;
 use crate::config::{RawServeConfig, ServeConfig};
 use crate::model::{self, DeviceChoice, LabelSchema, Manifest, PctNetConfig, PrecisionChoice};
-use crate::project::{Limits, OpenProject, Project, ProjectError};
+use crate::project::{Limits, OpenProject, Project, ProjectError, SETTLE};
 use crate::rest::serve::{serve, stop_signal};
-use crate::rest::{App, AppParts, router};
+use crate::rest::{App, AppParts, damaged, router};
 use crate::rounds::registry::{ModelVersion, Registry};
 use crate::sessions::Sessions;
 use crate::telemetry::{self, LogFormat};
-use crate::worker::supervisor;
+use crate::worker::supervisor::{self, Supervisor};
 
 /// Name of the model that is made when none is given.
 const DEFAULT_MODEL: &str = "pct-net-s";
 
 /// A folder with this file is a model.
 const MANIFEST: &str = "manifest.json";
+/// Pause between two looks for damage.
+const SCRUB: Duration = Duration::from_secs(24 * 3600);
 /// Pause between two rounds of housekeeping.
 const HOUSEKEEPING: Duration = Duration::from_secs(300);
 
@@ -48,8 +51,8 @@ pub struct ServeArgs {
     /// Where to compute: auto, cpu, cuda or cuda:N
     #[arg(long, default_value = "auto")]
     pub device: DeviceChoice,
-    /// Numbers of inference: f32, bf16 (rounded factors, sums in f32) or auto, which is bf16 where the processor has such
-    /// products
+    /// Numbers of inference: f32, bf16 (rounded factors, sums in f32; faster where the processor has such products) or
+    /// auto, which is f32 on a CPU
     #[arg(long, default_value = "auto")]
     pub precision: PrecisionChoice,
     /// Model to serve: a folder with manifest.json, or the name of a model in the data folder
@@ -71,6 +74,9 @@ pub struct ServeArgs {
     /// Largest file that may be uploaded, in MiB; larger ones are answered with 413
     #[arg(long, default_value_t = 4096, value_name = "MIB")]
     pub upload_limit_mib: u64,
+    /// Uploads are answered with 507 while the disk has less free space than this, in MiB
+    #[arg(long, default_value_t = 256, value_name = "MIB")]
+    pub min_free_mb: u64,
     /// Seed of everything random in this project
     #[arg(long, default_value_t = 0)]
     pub seed: u64,
@@ -107,56 +113,106 @@ async fn start(args: ServeArgs) -> anyhow::Result<()> {
         .as_deref()
         .map(Path::new)
         .filter(|dir| dir.join(MANIFEST).is_file());
-    let labels = choose_labels(&config, given, args.labels).await?;
+    let labels = match choose_labels(&config, given, args.labels).await {
+        Ok(labels) => labels,
+        Err(error) => return serve_damaged(&config, error).await,
+    };
     let open = OpenProject {
         studies: config.studies.clone(),
         data: config.data.clone(),
         labels,
         clock: Arc::new(SystemClock),
         seed: args.seed,
+        settle: SETTLE,
     };
     let limits = Limits {
         max_upload_bytes: config.upload_limit_bytes,
+        min_free_bytes: args.min_free_mb << 20,
         ..Limits::default()
     };
-    let project = Project::open(open).await?.with_limits(limits);
+    let project = match Project::open(open).await {
+        Ok(project) => project.with_limits(limits),
+        Err(error) => return serve_damaged(&config, error.into()).await,
+    };
     let registry = Registry::new(&project);
-    let live = choose_model(&project, &registry, args.model.as_deref(), given).await?;
-    let ready = ready_line(&project, &args.device, &live)?;
+    let ready = match project.read_only() {
+        Some(reason) => format!("READ ONLY: {reason}"),
+        None => {
+            let live = choose_model(&project, &registry, args.model.as_deref(), given).await?;
+            ready_line(&project, &args.device, &live)?
+        }
+    };
     let listener = TcpListener::bind(config.address)
         .await
         .with_context(|| format!("cannot listen on {}", config.address))?;
     let address = listener.local_addr()?;
     let stop = stop_signal()?;
-    let supervisor = supervisor::spawn(
-        &config.data,
-        project.jobs().clone(),
-        &args.device,
-        &args.precision,
-    )?;
+    // A damaged store gives a worker nothing to do.
+    let supervisor = match project.read_only() {
+        Some(_) => None,
+        None => {
+            let jobs = project.jobs().clone();
+            Some(supervisor::spawn(
+                &config.data,
+                jobs,
+                &args.device,
+                &args.precision,
+            )?)
+        }
+    };
     let sessions = Sessions::new(&project);
-    let housekeeping = tokio::spawn(keep_house(project.clone(), sessions.clone()));
+    let mut housekeeping = tokio::task::JoinSet::new();
+    if let Some(supervisor) = &supervisor {
+        housekeeping.spawn(keep_house(project.clone(), sessions.clone()));
+        let follower = project.clone();
+        housekeeping.spawn(async move { follower.follow_studies().await });
+        housekeeping.spawn(look_for_damage(project.clone(), supervisor.stopper()));
+    }
+    let no_worker = || watch::Sender::new(false).subscribe();
     let app = App::new(AppParts {
-        project,
+        project: project.clone(),
         registry,
         sessions,
         logs,
         device: args.device.to_string(),
         infer_slots: config.infer_slots,
         cors_origins: args.cors_origin,
-        worker: supervisor.alive(),
+        worker: supervisor
+            .as_ref()
+            .map_or_else(no_worker, Supervisor::alive),
     });
     println!(
         "fewlabel {} listens on http://{address}, {ready}",
         env!("CARGO_PKG_VERSION")
     );
     let drained = serve(listener, router::router(app), stop).await;
-    housekeeping.abort();
-    supervisor.stop().await;
+    housekeeping.abort_all();
+    if let Some(supervisor) = supervisor {
+        supervisor.stop().await;
+    }
+    project.close().await;
     if !drained {
         tracing::warn!("some requests were still in progress after the time for them was over");
     }
     tracing::info!("stopped");
+    Ok(())
+}
+
+/// Serves the reason, when nothing of the project can be read; returns any other error.
+async fn serve_damaged(config: &ServeConfig, error: anyhow::Error) -> anyhow::Result<()> {
+    let Some(ProjectError::Damaged(reason)) = error.downcast_ref() else {
+        return Err(error);
+    };
+    tracing::error!("nothing can be served: {reason}");
+    let listener = TcpListener::bind(config.address)
+        .await
+        .with_context(|| format!("cannot listen on {}", config.address))?;
+    println!(
+        "fewlabel {} listens on http://{}, DAMAGED: {reason}",
+        env!("CARGO_PKG_VERSION"),
+        listener.local_addr()?
+    );
+    serve(listener, damaged::router(reason), stop_signal()?).await;
     Ok(())
 }
 
@@ -213,7 +269,7 @@ async fn stored_labels(data: &Path) -> anyhow::Result<Option<LabelSchema>> {
     if !data.is_dir() {
         return Ok(None);
     }
-    match Project::open_worker(data).await {
+    match Project::open_reader(data).await {
         Ok(project) => {
             let labels = project.schema().clone();
             project.close().await;
@@ -299,12 +355,27 @@ fn ready_line(
     ))
 }
 
-/// New studies are found, ended sessions and leftovers are removed, every few minutes.
+/// Reads every byte of the store once a day; when one is damaged, the server goes on read only and the
+/// worker ends.
+async fn look_for_damage(project: Project, stop_worker: watch::Sender<bool>) {
+    loop {
+        match project.scrub().await {
+            Ok(None) => {}
+            Ok(Some(_)) => {
+                stop_worker.send_replace(true);
+                return;
+            }
+            Err(error) => tracing::warn!("the store could not be checked: {error}"),
+        }
+        tokio::time::sleep(SCRUB).await;
+    }
+}
+
+/// Ended sessions and leftovers are removed, every few minutes.
 async fn keep_house(project: Project, sessions: Sessions) {
     loop {
         tokio::time::sleep(HOUSEKEEPING).await;
         let done = async {
-            project.rescan().await?;
             sessions.sweep().await?;
             project.sweep().await?;
             Ok::<_, ProjectError>(())

@@ -1,15 +1,13 @@
 //! Taking over the labels of an earlier MONAI Label server, once, without changing its folder.
 //!
-//! `<studies>/labels/<tag>/<id><ext>` are labels, `<studies>/datastore_v2.json` holds what clients
-//! sent with them. Each file goes through the same checks as a submit; what fails them is named in
-//! the log and in the audit log, and stays where it is.
+//! Each file goes through the same checks as a submit; what fails them is named in the log and in
+//! the audit log, and stays where it is. What clients sent with a label is kept whole, `ts` included.
 
-use std::path::{Path, PathBuf};
+use serde_json::json;
 
-use serde_json::{Value, json};
-
-use super::ids::{IMAGE_SUFFIXES, ImageId, LABEL_SUFFIXES, Tag, split_suffix};
-use super::labels::Origin;
+use super::ids::{ImageId, Tag};
+use super::labels::{LabelRow, Origin};
+use super::monai::{Folder, FolderLabel};
 use super::submit::SubmitLabel;
 use super::{Map, Project, ProjectError};
 use crate::store::{StoreError, rows};
@@ -23,107 +21,103 @@ impl Project {
         if self.store().database.setting("adopted").await?.is_some() {
             return Ok(());
         }
-        let index = read_index(&self.studies().join("datastore_v2.json"));
+        let folder = Folder::open(self.studies());
         for image in self.images().await? {
-            let info = client_info(&index["objects"][image.id.as_str()]["image"]["info"]);
+            let info = folder.image_info(image.id.as_str());
             if !info.is_empty() {
-                self.set_image_info(&image.id, info).await?;
+                self.take_image_info(&image.id, info).await?;
             }
         }
-        for (tag, path) in label_files(&self.studies().join("labels"))? {
-            let file = path
-                .file_name()
-                .map(|name| name.to_string_lossy().into_owned())
-                .unwrap_or_default();
-            if let Err(error) = self.adopt_label(&tag, &path, &file, &index).await {
+        for label in folder.labels()? {
+            if let Err(error) = self.adopt_label(&folder, &label).await {
                 // A fault of the disk is no verdict on the file: the next start tries again.
                 if !matches!(error, ProjectError::Invalid(_) | ProjectError::NotFound(_)) {
                     return Err(error);
                 }
+                let (tag, file) = (&label.tag, &label.file);
                 tracing::warn!(%tag, file, %error, "a label in the studies folder was not imported; it stays as it is");
                 self.audit(
                     "import-refused",
-                    &file,
+                    file,
                     json!({"tag": tag, "reason": error.to_string()}),
                 )
                 .await?;
             }
         }
+        self.keep_title(&folder).await?;
         let mut tx = self.store().database.begin().await?;
         rows::put_setting(&mut tx, "adopted", &self.clock().now_s().to_string()).await?;
         Ok(tx.commit().await.map_err(StoreError::from)?)
     }
 
-    async fn adopt_label(
-        &self,
-        tag: &Tag,
-        path: &Path,
-        file: &str,
-        index: &Value,
-    ) -> Result<(), ProjectError> {
-        let (stem, _) = split_suffix(file, &IMAGE_SUFFIXES)
-            .or_else(|| split_suffix(file, &LABEL_SUFFIXES))
-            .ok_or_else(|| ProjectError::Invalid("its suffix is no label suffix".to_owned()))?;
-        let image = ImageId::parse(stem)?;
-        let staged = self.inner.store.staging.copy_of(path).await?;
-        let key = format!("import/{tag}/{file}/{}", staged.sha256);
-        self.submit_label(SubmitLabel {
-            params: client_info(&index["objects"][stem]["labels"][tag.as_str()]["info"]),
+    async fn adopt_label(&self, folder: &Folder, label: &FolderLabel) -> Result<(), ProjectError> {
+        let image = self.image_of(label).await?;
+        let staged = self.inner.store.staging.copy_of(&label.path).await?;
+        // An import cut short starts again and must not add a second revision.
+        let key = format!("import/{}/{}/{}", label.tag, label.file, staged.sha256);
+        let info = folder.label_info(image.as_str(), &label.tag);
+        let submit = SubmitLabel {
+            params: info.clone(),
             origin: Origin::Import,
-            // An import cut short starts again and must not add a second revision.
             idempotency_key: Some(key),
-            ..SubmitLabel::new(image, tag.clone(), staged, file, AUTHOR)
-        })
-        .await?;
-        Ok(())
-    }
-}
-
-/// The index of the earlier server; null when there is none.
-fn read_index(path: &Path) -> Value {
-    let Ok(bytes) = std::fs::read(path) else {
-        return Value::Null;
-    };
-    serde_json::from_slice(&bytes).unwrap_or_else(|error| {
-        tracing::warn!(%error, "datastore_v2.json cannot be read; labels are imported without what clients sent with them");
-        Value::Null
-    })
-}
-
-/// What clients sent, without what the server of that time added.
-fn client_info(info: &Value) -> Map {
-    let info = info.as_object().cloned().unwrap_or_default();
-    info.into_iter()
-        .filter(|(key, _)| key != "ts" && key != "name")
-        .collect()
-}
-
-/// Label files below `labels/<tag>/`: proposals first, then accepted labels, then other tags by name.
-fn label_files(labels: &Path) -> Result<Vec<(Tag, PathBuf)>, ProjectError> {
-    let mut files = Vec::new();
-    if !labels.is_dir() {
-        return Ok(files);
-    }
-    for folder in std::fs::read_dir(labels)? {
-        let folder = folder?;
-        let Some(tag) = folder
-            .file_name()
-            .to_str()
-            .and_then(|name| Tag::parse(name).ok())
-        else {
-            continue;
+            ..SubmitLabel::new(image, label.tag.clone(), staged, &label.file, AUTHOR)
         };
-        if !folder.path().is_dir() {
-            continue;
+        let taken = self.submit_label(submit).await?;
+        self.keep_time(&taken, &info).await
+    }
+
+    /// The image that a label file is of.
+    pub(super) async fn image_of(&self, label: &FolderLabel) -> Result<ImageId, ProjectError> {
+        let mut first = None;
+        for id in &label.images {
+            let id = ImageId::parse(id)?;
+            if self.image(&id).await?.is_some() {
+                return Ok(id);
+            }
+            first.get_or_insert(id);
         }
-        for file in std::fs::read_dir(folder.path())? {
-            let path = file?.path();
-            if path.is_file() {
-                files.push((tag.clone(), path));
+        match first {
+            Some(id) => Err(super::images::unknown(&id)),
+            None => Err(ProjectError::Invalid(
+                "its suffix is no label suffix".to_owned(),
+            )),
+        }
+    }
+
+    /// Shows clients the time at which the earlier server took a label.
+    pub(super) async fn keep_time(&self, label: &LabelRow, info: &Map) -> Result<(), ProjectError> {
+        match info.get("ts") {
+            Some(ts) if label.info.get("ts") != Some(ts) => {
+                let ts = Map::from_iter([("ts".to_owned(), ts.clone())]);
+                self.merge_label_info(&label.image, &label.tag, ts).await
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Keeps name and description of the earlier server, unless there are some already.
+    pub(super) async fn keep_title(&self, folder: &Folder) -> Result<(), ProjectError> {
+        for (key, part) in [("title", "name"), ("about", "description")] {
+            if let Some(text) = folder.text(part)
+                && self.store().database.setting(key).await?.is_none()
+            {
+                let mut tx = self.store().database.begin().await?;
+                rows::put_setting(&mut tx, key, text).await?;
+                tx.commit().await.map_err(StoreError::from)?;
             }
         }
+        Ok(())
     }
-    let rank = |tag: &Tag| (*tag != Tag::original(), *tag != Tag::accepted());
-    files.sort_by(|a, b| (rank(&a.0), &a.0, &a.1).cmp(&(rank(&b.0), &b.0, &b.1)));
-    Ok(files)
+
+    /// Whether the current label is this file with this info.
+    pub(super) async fn has_label(
+        &self,
+        image: &ImageId,
+        tag: &Tag,
+        sha256: &str,
+        info: &Map,
+    ) -> Result<bool, ProjectError> {
+        let current = self.label(image, tag).await?;
+        Ok(current.is_some_and(|label| label.sha256 == sha256 && label.info == *info))
+    }
 }

@@ -24,6 +24,9 @@ pub enum ProjectError {
     /// The store does not answer now; repeating later is safe.
     #[error("{0}")]
     Unavailable(String),
+    /// The store is damaged and read only, or cannot be read at all.
+    #[error("{0}")]
+    Damaged(String),
     /// A fault of this program or its disk.
     #[error("{0}")]
     Internal(String),
@@ -38,6 +41,7 @@ impl From<StoreError> for ProjectError {
             StoreError::Unavailable(_) | StoreError::Held(_) => Self::Unavailable(text),
             StoreError::StaleFence(_) | StoreError::Conflict(_) => Self::Conflict(text),
             StoreError::NotFound(_) => Self::NotFound(text),
+            StoreError::ReadOnly(_) | StoreError::Damaged(_) => Self::Damaged(text),
             StoreError::Newer(_) | StoreError::Internal(_) => Self::Internal(text),
         }
     }

@@ -1,13 +1,12 @@
 //! The images: files of the studies folder, seen by scanning it, and uploads.
 
-use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
-use std::time::UNIX_EPOCH;
 
 use serde_json::json;
 
 use super::ids::{FileName, IMAGE_SUFFIXES, ImageId, split_suffix};
 use super::labels::tombstone;
+use super::rescan::size_and_time;
 use super::{Map, Project, ProjectError};
 use crate::imaging::{self, Geometry};
 use crate::store::rows::{self, ImageFacts, ImageRecord};
@@ -36,22 +35,6 @@ pub struct ImageRow {
     pub info: Map,
 }
 
-/// A file that was passed over, and why.
-pub type Skipped = (String, String);
-
-/// What a look through the studies folder found.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Rescan {
-    /// New images, in the order of their names.
-    pub added: Vec<ImageId>,
-    /// Images whose file has another size or time than before.
-    pub changed: Vec<ImageId>,
-    /// Images whose file is gone; their labels are kept.
-    pub vanished: Vec<ImageId>,
-    /// Files that look like images but cannot be offered, and why.
-    pub skipped: Vec<Skipped>,
-}
-
 /// What reading an image once tells, for submits.
 #[derive(Debug, Clone)]
 pub(super) struct Facts {
@@ -60,72 +43,6 @@ pub(super) struct Facts {
 }
 
 impl Project {
-    /// Looks through the studies folder (top level, `.nii.gz`, `.nii`, `.nrrd`, neither hidden nor
-    /// `.seg.nrrd`). Writes only when something changed.
-    ///
-    /// # Errors
-    /// When the folder or the store does not answer; the list of images stays as it was.
-    pub async fn rescan(&self) -> Result<Rescan, ProjectError> {
-        let studies = self.studies().to_owned();
-        let (files, skipped) = tokio::task::spawn_blocking(move || list(&studies))
-            .await
-            .map_err(StoreError::from)??;
-        let before: HashMap<String, ImageRecord> = self
-            .store()
-            .database
-            .images()
-            .await?
-            .into_iter()
-            .map(|row| (row.id.clone(), row))
-            .collect();
-
-        let mut found = Rescan {
-            skipped,
-            ..Rescan::default()
-        };
-        let mut write = Vec::new();
-        for file in &files {
-            match before.get(file.id.as_str()) {
-                // An upload of the same name stands in front of the file.
-                Some(row) if row.source == "blob" && row.state == "present" => {}
-                Some(row)
-                    if row.source == "study" && file.is_that_of(row) && row.state != "missing" => {}
-                Some(row) if row.state == "present" => {
-                    found.changed.push(file.id.clone());
-                    write.push(file);
-                }
-                _ => {
-                    found.added.push(file.id.clone());
-                    write.push(file);
-                }
-            }
-        }
-        let there: HashSet<&str> = files.iter().map(|file| file.id.as_str()).collect();
-        for row in before
-            .values()
-            .filter(|row| row.source == "study" && row.state == "present")
-        {
-            if !there.contains(row.id.as_str()) {
-                found.vanished.push(ImageId::parse(&row.id)?);
-            }
-        }
-        found.vanished.sort();
-        if write.is_empty() && found.vanished.is_empty() {
-            return Ok(found);
-        }
-
-        let mut tx = self.store().database.begin().await?;
-        for file in write {
-            let row = rows::image(&mut tx, file.id.as_str()).await?;
-            rows::put_image(&mut tx, &file.record(row)).await?;
-        }
-        for id in &found.vanished {
-            rows::set_image_state(&mut tx, id.as_str(), "missing").await?;
-        }
-        tx.commit().await.map_err(StoreError::from)?;
-        Ok(found)
-    }
-
     /// The images there are, in order of first sight.
     ///
     /// # Errors
@@ -187,7 +104,11 @@ impl Project {
             .await?
             .filter(|row| row.state != "deleted");
         let mut merged = before.map_or_else(|| Ok(Map::new()), |row| object(&row.info))?;
-        merged.extend(info);
+        merged.shift_remove("ts");
+        merged.extend(
+            info.into_iter()
+                .filter(|(key, _)| key != "ts" && key != "name"),
+        );
         let row = ImageRecord {
             id: id.to_string(),
             ext: ext.to_owned(),
@@ -233,11 +154,24 @@ impl Project {
         Ok(tx.commit().await.map_err(StoreError::from)?)
     }
 
-    /// Merges into what clients see of the image.
+    /// Merges into what clients see of the image; `ts` and `name` are those of its file.
     ///
     /// # Errors
     /// [`ProjectError::NotFound`] when there is no such image.
     pub async fn set_image_info(&self, id: &ImageId, info: Map) -> Result<(), ProjectError> {
+        let info = info
+            .into_iter()
+            .filter(|(key, _)| key != "ts" && key != "name")
+            .collect();
+        self.take_image_info(id, info).await
+    }
+
+    /// Merges what an earlier server kept of the image, its `ts` included.
+    pub(super) async fn take_image_info(
+        &self,
+        id: &ImageId,
+        info: Map,
+    ) -> Result<(), ProjectError> {
         let mut tx = self.store().database.begin().await?;
         self.merge_image_info(&mut tx, id, info).await?;
         Ok(tx.commit().await.map_err(StoreError::from)?)
@@ -272,35 +206,7 @@ impl Project {
                     geometry: parse_geometry(geometry)?,
                 });
             }
-            let (path, budget) = (self.image_path(&row), self.limits.budget);
-            let expected = (row.source == "study").then_some((row.size_bytes, row.mtime_ms));
-            let unchanged = move |path: &Path| {
-                expected.is_none_or(|expected| size_and_time(path).ok() == Some(expected))
-            };
-            let facts = self
-                .decode(move || {
-                    if !unchanged(&path) {
-                        return Ok(None);
-                    }
-                    let facts = Facts {
-                        geometry: read_geometry(&path, &budget)?,
-                        sha256: sha256_of_file(&path)?,
-                    };
-                    Ok(unchanged(&path).then_some(facts))
-                })
-                .await?;
-            if let Some(facts) = facts {
-                let geometry = geometry_json(&facts.geometry);
-                self.store()
-                    .database
-                    .set_image_facts(
-                        &row,
-                        ImageFacts {
-                            sha256: &facts.sha256,
-                            geometry: &geometry,
-                        },
-                    )
-                    .await?;
+            if let Some(facts) = self.read_facts(&row).await? {
                 return Ok(facts);
             }
             self.rescan().await?;
@@ -308,6 +214,42 @@ impl Project {
         Err(ProjectError::Unavailable(format!(
             "image {id} is being written; repeat when its file is complete"
         )))
+    }
+
+    /// Reads the image and keeps what it tells; none when its file is not that of the row any more.
+    pub(super) async fn read_facts(
+        &self,
+        row: &ImageRecord,
+    ) -> Result<Option<Facts>, ProjectError> {
+        let (path, budget) = (self.image_path(row), self.limits.budget);
+        let expected = (row.source == "study").then_some((row.size_bytes, row.mtime_ms));
+        let unchanged = move |path: &Path| {
+            expected.is_none_or(|expected| size_and_time(path).ok() == Some(expected))
+        };
+        let facts = self
+            .decode(move || {
+                if !unchanged(&path) {
+                    return Ok(None);
+                }
+                let facts = Facts {
+                    geometry: read_geometry(&path, &budget)?,
+                    sha256: sha256_of_file(&path)?,
+                };
+                Ok(unchanged(&path).then_some(facts))
+            })
+            .await?;
+        // What can only be looked at is read again each time.
+        if let Some(facts) = &facts
+            && self.read_only().is_none()
+        {
+            let geometry = geometry_json(&facts.geometry);
+            let kept = ImageFacts {
+                sha256: &facts.sha256,
+                geometry: &geometry,
+            };
+            self.store().database.set_image_facts(row, kept).await?;
+        }
+        Ok(facts)
     }
 
     /// Runs blocking work that holds a whole volume, a few at a time.
@@ -341,7 +283,7 @@ impl Project {
         ))
     }
 
-    fn image_path(&self, row: &ImageRecord) -> PathBuf {
+    pub(super) fn image_path(&self, row: &ImageRecord) -> PathBuf {
         if row.source == "blob" {
             self.store().blobs.path(&row.file)
         } else {
@@ -359,7 +301,7 @@ impl Project {
         info.extend(
             object(&row.info)?
                 .into_iter()
-                .filter(|(key, _)| key != "ts" && key != "name"),
+                .filter(|(key, value)| key != "name" && (key != "ts" || value.is_i64())),
         );
         Ok(ImageRow {
             path: self.image_path(&row),
@@ -375,100 +317,6 @@ impl Project {
     }
 }
 
-/// A candidate of the studies folder.
-struct StudyFile {
-    id: ImageId,
-    ext: &'static str,
-    file: String,
-    size_bytes: i64,
-    mtime_ms: i64,
-}
-
-impl StudyFile {
-    fn is_that_of(&self, row: &ImageRecord) -> bool {
-        self.file == row.file && self.size_bytes == row.size_bytes && self.mtime_ms == row.mtime_ms
-    }
-
-    /// The row of this file; what clients noted on the image stays.
-    fn record(&self, before: Option<ImageRecord>) -> ImageRecord {
-        let before = before.filter(|row| row.state != "deleted");
-        let same = before
-            .as_ref()
-            .filter(|row| row.source == "study" && self.is_that_of(row));
-        ImageRecord {
-            id: self.id.to_string(),
-            ext: self.ext.to_owned(),
-            source: "study".to_owned(),
-            file: self.file.clone(),
-            state: "present".to_owned(),
-            size_bytes: self.size_bytes,
-            mtime_ms: self.mtime_ms,
-            sha256: same.and_then(|row| row.sha256.clone()),
-            geometry: same.and_then(|row| row.geometry.clone()),
-            info: before.map_or_else(|| "{}".to_owned(), |row| row.info),
-        }
-    }
-}
-
-/// Image files in the order of their names, and the files that were passed over with the reason.
-fn list(studies: &Path) -> Result<(Vec<StudyFile>, Vec<Skipped>), ProjectError> {
-    let mut names = Vec::new();
-    for entry in std::fs::read_dir(studies)? {
-        names.push(entry?.file_name());
-    }
-    names.sort();
-    let (mut files, mut skipped) = (Vec::<StudyFile>::new(), Vec::new());
-    let mut taken = HashSet::new();
-    for name in names {
-        let file = name.to_string_lossy().into_owned();
-        let Some((stem, ext)) = split_suffix(&file, &IMAGE_SUFFIXES) else {
-            continue;
-        };
-        if file.starts_with('.') || file.to_ascii_lowercase().ends_with(".seg.nrrd") {
-            continue;
-        }
-        let path = studies.join(&name);
-        let reason = match (
-            name.to_str(),
-            ImageId::parse(stem),
-            std::fs::metadata(&path),
-        ) {
-            (None, ..) => "its name is not UTF-8".to_owned(),
-            (_, Err(error), _) => error.to_string(),
-            (.., Err(error)) => format!("it cannot be read: {error}"),
-            (.., Ok(metadata)) if !metadata.is_file() => continue,
-            (_, Ok(id), _) if !taken.insert(id.clone()) => {
-                format!("another file already has the id {id}")
-            }
-            (_, Ok(id), _) => {
-                let (size_bytes, mtime_ms) = size_and_time(&path)?;
-                files.push(StudyFile {
-                    id,
-                    ext,
-                    file,
-                    size_bytes,
-                    mtime_ms,
-                });
-                continue;
-            }
-        };
-        skipped.push((file, reason));
-    }
-    Ok((files, skipped))
-}
-
-fn size_and_time(path: &Path) -> Result<(i64, i64), ProjectError> {
-    let metadata = std::fs::metadata(path)?;
-    let mtime = metadata
-        .modified()?
-        .duration_since(UNIX_EPOCH)
-        .unwrap_or_default();
-    Ok((
-        i64::try_from(metadata.len()).unwrap_or(i64::MAX),
-        i64::try_from(mtime.as_millis()).unwrap_or(i64::MAX),
-    ))
-}
-
 fn read_geometry(path: &Path, budget: &imaging::Budget) -> Result<Geometry, ProjectError> {
     match imaging::read_scan(path, budget) {
         Ok(scan) => Ok(scan.volume.geometry),
@@ -478,7 +326,7 @@ fn read_geometry(path: &Path, budget: &imaging::Budget) -> Result<Geometry, Proj
     }
 }
 
-fn geometry_json(geometry: &Geometry) -> String {
+pub(super) fn geometry_json(geometry: &Geometry) -> String {
     json!([
         geometry.shape(),
         geometry.origin_lps_mm(),

@@ -1,5 +1,6 @@
 //! Labels are never overwritten. A submit adds revision *n + 1* of (image, tag); a deletion adds a
-//! tombstone. The current label is the last revision, unless that is a tombstone.
+//! tombstone. A pointer names the current revision: the last one, unless an earlier one was made
+//! current again (`revisions.rs`). There is no current label while it names a tombstone.
 
 use std::path::PathBuf;
 
@@ -8,7 +9,8 @@ use serde_json::json;
 
 use super::ids::{ImageId, Tag};
 use super::images::object;
-use super::{Map, Project, ProjectError};
+use super::revisions::check_expected;
+use super::{MadeBy, Map, Project, ProjectError, Provenance};
 use crate::store::StoreError;
 use crate::store::rows::{self, LabelRecord, NewLabel};
 
@@ -18,13 +20,10 @@ use crate::store::rows::{self, LabelRecord, NewLabel};
 pub enum Origin {
     /// By a person, with or without a proposal.
     Manual,
+    /// By a person with a model that answers to clicks or scribbles.
+    Interactive,
     /// By a model alone.
-    Auto {
-        /// Name of the model.
-        model: String,
-        /// Its version.
-        version: Option<i64>,
-    },
+    Auto(MadeBy),
     /// Taken over from an earlier server.
     Import,
 }
@@ -60,6 +59,10 @@ pub struct LabelRow {
     pub annotated: Vec<String>,
     /// Hash of the image on which it was drawn.
     pub image_sha256: String,
+    /// How it came about.
+    pub provenance: Provenance,
+    /// Hash of the grid that it lies on; empty for revisions of the first release.
+    pub geometry_sha256: String,
     normalised_sha256: String,
 }
 
@@ -93,6 +96,8 @@ impl LabelRow {
             info,
             annotated: serde_json::from_str(&row.annotated).map_err(StoreError::from)?,
             image_sha256: row.image_sha256,
+            provenance: serde_json::from_str(&row.provenance).map_err(StoreError::from)?,
+            geometry_sha256: row.geometry_sha256,
             normalised_sha256: row.normalised_sha256,
         })
     }
@@ -162,10 +167,20 @@ impl Project {
 
     /// Takes a label out of use by a tombstone; its revisions are kept. Without such a label nothing
     /// happens.
-    pub async fn delete_label(&self, image: &ImageId, tag: &Tag) -> Result<(), ProjectError> {
+    ///
+    /// # Errors
+    /// [`ProjectError::Conflict`] when the current revision (0 for none) is not `expected`.
+    pub async fn delete_label(
+        &self,
+        image: &ImageId,
+        tag: &Tag,
+        expected: Option<i64>,
+    ) -> Result<(), ProjectError> {
         let mut tx = self.store().database.begin().await?;
-        let Some(current) = rows::current_label(&mut tx, image.as_str(), tag.as_str()).await?
-        else {
+        let current = rows::current_label(&mut tx, image.as_str(), tag.as_str()).await?;
+        let revision = current.as_ref().map_or(0, |row| row.revision);
+        check_expected(expected, revision, image, tag)?;
+        let Some(current) = current else {
             return Ok(());
         };
         rows::add_label(
@@ -207,33 +222,6 @@ impl Project {
         .await?;
         Ok(tx.commit().await.map_err(StoreError::from)?)
     }
-
-    /// How many images there are and how many are labelled, by tag.
-    pub async fn counts(&self) -> Result<Counts, ProjectError> {
-        let mut counts = Counts {
-            total: self.images().await?.len(),
-            ..Counts::default()
-        };
-        let mut labels = self.store().database.labels().await?;
-        labels.sort_by_key(|label| label.position);
-        for label in labels {
-            match counts
-                .label_tags
-                .iter_mut()
-                .find(|(tag, _)| *tag == label.tag)
-            {
-                Some((_, count)) => *count += 1,
-                None => counts.label_tags.push((label.tag, 1)),
-            }
-        }
-        let accepted = Tag::accepted();
-        counts.completed = counts
-            .label_tags
-            .iter()
-            .find(|(tag, _)| tag == accepted.as_str())
-            .map_or(0, |(_, count)| *count);
-        Ok(counts)
-    }
 }
 
 /// The revision that ends a label.
@@ -253,5 +241,7 @@ pub(super) fn tombstone(of: &LabelRecord, actor: &str, now_ms: i64) -> NewLabel 
         image_sha256: of.image_sha256.clone(),
         created_ms: now_ms,
         idempotency_key: None,
+        provenance: "{}".to_owned(),
+        geometry_sha256: of.geometry_sha256.clone(),
     }
 }

@@ -4,30 +4,52 @@
 //! Everything the project writes goes into its data directory, see [`crate::store`].
 
 mod adopt;
+mod counts;
 mod error;
+mod export;
 mod ids;
 mod images;
+mod import;
+mod journal;
 mod labels;
 mod mapping;
+mod monai;
 mod open;
+mod provenance;
 pub mod requests;
+mod rescan;
+mod revisions;
+mod split;
+mod stale;
 mod submit;
+mod upkeep;
+mod watch;
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use serde_json::Value;
-use tokio::sync::Semaphore;
+use tokio::sync::{Mutex, Semaphore};
 
 pub use crate::store::jobs::{Beat, Claimed, Finish, Job, JobId, JobKind, JobState, Jobs, NewJob};
+pub use crate::store::rows::AuditRow;
 pub use crate::store::{Staged, StagedWriter, Staging, StoreError};
 pub use error::ProjectError;
+pub use export::{Exported, Format, ImageFiles};
 pub use ids::{
     FileName, IMAGE_SUFFIXES, IdError, ImageId, LABEL_SUFFIXES, ModelName, Tag, split_suffix,
 };
-pub use images::{ImageRow, Rescan, Skipped};
+pub use images::ImageRow;
+pub use import::Imported;
 pub use labels::{Counts, LabelRow, Origin};
+pub use provenance::{MadeBy, Provenance};
+pub use rescan::{Rescan, Skipped};
+pub use revisions::{ClassComparison, Comparison};
+pub use split::{Part, SplitRow};
+pub use stale::STALE;
 pub use submit::SubmitLabel;
+pub use upkeep::{Backup, Checked, backup, check, restore};
 
 use crate::clock::Clock;
 use crate::imaging::Budget;
@@ -39,6 +61,9 @@ pub type Map = serde_json::Map<String, Value>;
 
 /// Files decoded at the same time, because each needs memory for a whole volume.
 const DECODERS: usize = 2;
+
+/// Default of [`OpenProject::settle`]: a copy over a slow network pauses for less.
+pub const SETTLE: Duration = Duration::from_secs(2);
 
 /// How to open a project as its server.
 #[derive(Debug, Clone)]
@@ -53,6 +78,8 @@ pub struct OpenProject {
     pub clock: Arc<dyn Clock>,
     /// Seed of everything random in the project.
     pub seed: u64,
+    /// A file of the studies folder is taken when nobody wrote to it for so long.
+    pub settle: Duration,
 }
 
 /// What clients may send.
@@ -75,7 +102,7 @@ impl Default for Limits {
         };
         Self {
             max_upload_bytes: 4 << 30,
-            min_free_bytes: 64 << 20,
+            min_free_bytes: 256 << 20,
             budget,
         }
     }
@@ -96,7 +123,12 @@ struct Inner {
     schema: LabelSchema,
     clock: Arc<dyn Clock>,
     seed: u64,
+    settle: Duration,
     decoders: Arc<Semaphore>,
+    /// Held while the studies folder is looked through.
+    scanning: Mutex<()>,
+    counts: Mutex<counts::Kept>,
+    journal: journal::Journal,
 }
 
 #[cfg(test)]

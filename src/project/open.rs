@@ -2,23 +2,32 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
-use serde_json::Value;
-use tokio::sync::Semaphore;
+use serde_json::{Value, json};
+use tokio::sync::{Mutex, Semaphore};
 
-use super::{DECODERS, Inner, Jobs, Limits, OpenProject, Project, ProjectError, Staging};
+use super::{DECODERS, Inner, Jobs, Limits, OpenProject, Project, ProjectError, SETTLE, Staging};
 use crate::clock::{Clock, SystemClock};
 use crate::model::LabelSchema;
 use crate::store::rows::{self, AuditEntry};
-use crate::store::{Store, StoreError};
+use crate::store::{Depth, Store, StoreError};
+
+/// What a project is besides its rows and files.
+struct About {
+    studies: PathBuf,
+    schema: LabelSchema,
+    seed: u64,
+}
 
 impl Project {
     /// Opens the project as its one server: creates the data directory when missing, looks through
-    /// the studies folder, and imports the labels of an earlier MONAI Label server once.
+    /// the studies folder, and imports the labels of an earlier MONAI Label server once. A damaged
+    /// project is opened read only, see [`Project::read_only`].
     ///
     /// # Errors
     /// [`ProjectError::Unavailable`] when another server works on it, [`ProjectError::Conflict`]
-    /// when it was created with other labels.
+    /// when it was created with other labels, [`ProjectError::Damaged`] when nothing can be read.
     pub async fn open(open: OpenProject) -> Result<Self, ProjectError> {
         let studies = std::fs::canonicalize(&open.studies).map_err(|error| {
             ProjectError::Invalid(format!(
@@ -29,10 +38,19 @@ impl Project {
         std::fs::create_dir_all(&open.data)?;
         let data = std::fs::canonicalize(&open.data)?;
         let store = Store::open_server(&data, open.clock.clone()).await?;
+        if store.database.read_only().is_some() {
+            return Self::of(store, open.clock, open.settle, "server").await;
+        }
         keep_settings(&store, &studies, &open).await?;
-        let project = Self::new(store, studies, open.labels, open.clock, open.seed, "server");
+        let about = About {
+            studies,
+            schema: open.labels,
+            seed: open.seed,
+        };
+        let project = Self::new(store, about, open.clock, open.settle, "server");
         project.rescan().await?;
         project.adopt().await?;
+        project.split_new_images().await?;
         Ok(project)
     }
 
@@ -42,38 +60,68 @@ impl Project {
     /// [`ProjectError::NotFound`] when no server ever opened it.
     pub async fn open_worker(data: &Path) -> Result<Self, ProjectError> {
         let clock: Arc<dyn Clock> = Arc::new(SystemClock);
-        let store = Store::open_worker(&std::fs::canonicalize(data)?, clock.clone()).await?;
-        let studies = PathBuf::from(setting(&store, "studies").await?);
-        let schema =
-            serde_json::from_str(&setting(&store, "labels").await?).map_err(StoreError::from)?;
-        let seed = setting(&store, "seed")
-            .await?
-            .parse()
-            .map_err(|_| ProjectError::Internal("the seed in the store is no number".to_owned()))?;
-        Ok(Self::new(store, studies, schema, clock, seed, "worker"))
+        let store = Store::open_worker(&canonical(data)?, clock.clone()).await?;
+        Self::of(store, clock, SETTLE, "worker").await
+    }
+
+    /// Opens the project to look at it only, whoever works on it, also when it is damaged.
+    ///
+    /// # Errors
+    /// [`ProjectError::NotFound`] when no server ever opened it, [`ProjectError::Damaged`] when
+    /// nothing can be read.
+    pub async fn open_reader(data: &Path) -> Result<Self, ProjectError> {
+        let clock: Arc<dyn Clock> = Arc::new(SystemClock);
+        let store = Store::open_reader(&canonical(data)?, clock.clone()).await?;
+        Self::of(store, clock, SETTLE, "reader").await
+    }
+
+    /// The project as its own settings describe it.
+    async fn of(
+        store: Store,
+        clock: Arc<dyn Clock>,
+        settle: Duration,
+        actor: &str,
+    ) -> Result<Self, ProjectError> {
+        let about = About {
+            studies: PathBuf::from(setting(&store, "studies").await?),
+            schema: serde_json::from_str(&setting(&store, "labels").await?)
+                .map_err(StoreError::from)?,
+            seed: setting(&store, "seed").await?.parse().map_err(|_| {
+                ProjectError::Damaged("the seed in the store is no number".to_owned())
+            })?,
+        };
+        Ok(Self::new(store, about, clock, settle, actor))
     }
 
     fn new(
         store: Store,
-        studies: PathBuf,
-        schema: LabelSchema,
+        about: About,
         clock: Arc<dyn Clock>,
-        seed: u64,
+        settle: Duration,
         actor: &str,
     ) -> Self {
         let inner = Inner {
             store,
-            studies,
-            schema,
+            studies: about.studies,
+            schema: about.schema,
             clock,
-            seed,
+            seed: about.seed,
+            settle,
             decoders: Arc::new(Semaphore::new(DECODERS)),
+            scanning: Mutex::default(),
+            counts: Mutex::default(),
+            journal: Default::default(),
         };
         Self {
             inner: Arc::new(inner),
             limits: Limits::default(),
             actor: actor.into(),
         }
+    }
+
+    /// Why nothing may be written, when that is so.
+    pub fn read_only(&self) -> Option<&str> {
+        self.store().database.read_only()
     }
 
     /// The same project with other limits.
@@ -146,6 +194,7 @@ impl Project {
             .store
             .staging
             .with_limits(self.limits.max_upload_bytes, self.limits.min_free_bytes)
+            .refusing(self.read_only())
     }
 
     /// The store below, for `rounds` and `sessions`.
@@ -189,7 +238,15 @@ impl Project {
     /// # Errors
     /// When the store does not answer.
     pub async fn sweep(&self) -> Result<(), ProjectError> {
+        if self.read_only().is_some() {
+            return Ok(());
+        }
         self.store().sweep().await?;
+        let project = self.clone();
+        tokio::task::spawn_blocking(move || project.sweep_proposals())
+            .await
+            .map_err(StoreError::from)??;
+        self.split_new_images().await?;
         self.jobs()
             .prune(std::time::Duration::from_secs(24 * 3600))
             .await?;
@@ -205,10 +262,38 @@ impl Project {
         Ok(self.store().check().await?)
     }
 
-    /// Closes the database; what was acknowledged is on the disk with or without this.
+    /// Reads everything, as [`Project::check`] does, and refuses further writes when something is
+    /// damaged. Returns the reason.
+    ///
+    /// # Errors
+    /// When the disk does not answer.
+    pub async fn scrub(&self) -> Result<Option<String>, ProjectError> {
+        let report = self.store().examine(Depth::Full).await?;
+        let reason = report.reason();
+        if let Some(reason) = &reason {
+            tracing::error!("the store is damaged and read only from now on: {reason}");
+            self.store().database.set_read_only(reason);
+        }
+        Ok(reason)
+    }
+
+    /// Writes what was noted and closes the database; what was acknowledged is on the disk with or
+    /// without this.
     pub async fn close(&self) {
+        if let Err(error) = self.write_notes().await {
+            tracing::error!("the last reads are missing in the audit log: {error}");
+        }
         self.store().database.close().await;
     }
+}
+
+fn canonical(data: &Path) -> Result<PathBuf, ProjectError> {
+    std::fs::canonicalize(data).map_err(|error| {
+        ProjectError::NotFound(format!(
+            "the data directory {} cannot be opened: {error}",
+            data.display()
+        ))
+    })
 }
 
 async fn setting(store: &Store, key: &str) -> Result<String, ProjectError> {
@@ -235,8 +320,23 @@ async fn keep_settings(
         )));
     }
     let mut tx = store.database.begin().await?;
-    rows::put_setting(&mut tx, "labels", &labels).await?;
-    rows::put_setting(&mut tx, "studies", &studies.to_string_lossy()).await?;
-    rows::put_setting(&mut tx, "seed", &open.seed.to_string()).await?;
+    for (key, value) in [
+        ("labels", labels),
+        ("studies", studies.to_string_lossy().into_owned()),
+        ("seed", open.seed.to_string()),
+    ] {
+        let before = store.database.setting(key).await?;
+        rows::put_setting(&mut tx, key, &value).await?;
+        if before.as_ref().is_some_and(|before| *before != value) {
+            let entry = AuditEntry {
+                now_ms: open.clock.now_ms(),
+                actor: "server",
+                action: "change-setting",
+                subject: key,
+                detail: json!({"from": before, "to": value}),
+            };
+            rows::append_audit(&mut tx, entry).await?;
+        }
+    }
     Ok(tx.commit().await.map_err(StoreError::from)?)
 }

@@ -8,15 +8,18 @@
 //! 5. answer. A client that saw no answer repeats with the same idempotency key.
 
 use serde_json::json;
+use sha2::{Digest, Sha256};
 
 use super::ids::{ImageId, LABEL_SUFFIXES, Tag, split_suffix};
-use super::images::unknown;
+use super::images::{geometry_json, unknown};
 use super::labels::{LabelRow, Origin};
 use super::mapping::{self, Mapped};
-use super::{Map, NewJob, Project, ProjectError, Staged};
-use crate::imaging::{self, Geometry, LabelFile, LabelFormat, Volume};
-use crate::store::StoreError;
+use super::provenance::Proposal;
+use super::revisions::{check_expected, voxels_changed};
+use super::{Map, NewJob, Project, ProjectError, Provenance, Staged};
+use crate::imaging::{self, Geometry, ImagingError, LabelFile, LabelFormat, Volume};
 use crate::store::rows::{self, LabelRecord, NewLabel};
+use crate::store::{StoreError, hex};
 
 /// Corners of two grids may differ by this much, or by [`TOLERANCE_VOXELS`] where that is more:
 /// NIfTI keeps rotations as float32 quaternions, which moves a far corner by some hundredths of a
@@ -42,6 +45,8 @@ pub struct SubmitLabel {
     pub author: String,
     /// How it was made.
     pub origin: Origin,
+    /// How it came about, as far as the client says; the server adds what it knows.
+    pub provenance: Provenance,
     /// The revision that the author saw, 0 for none; the submit is refused when there is another.
     pub expected_revision: Option<i64>,
     /// Names this submit, so that repeating it adds nothing.
@@ -61,6 +66,7 @@ impl SubmitLabel {
             params: Map::new(),
             author: author.to_owned(),
             origin: Origin::Manual,
+            provenance: Provenance::default(),
             expected_revision: None,
             idempotency_key: None,
             jobs: Vec::new(),
@@ -74,7 +80,7 @@ impl Project {
     /// # Errors
     /// [`ProjectError::Invalid`] when the file does not fit the image or the classes,
     /// [`ProjectError::Conflict`] when somebody else was first. Nothing is kept then.
-    pub async fn submit_label(&self, submit: SubmitLabel) -> Result<LabelRow, ProjectError> {
+    pub async fn submit_label(&self, mut submit: SubmitLabel) -> Result<LabelRow, ProjectError> {
         if let Some(key) = &submit.idempotency_key
             && let Some(row) = self.store().database.label_by_key(key).await?
         {
@@ -89,7 +95,27 @@ impl Project {
             ))
         })?;
         let image = self.image_facts(&submit.image).await?;
-        let (normalised, annotated) = self.normalise(&submit, ext, image.geometry).await?;
+        let proposal = match submit.origin {
+            Origin::Manual | Origin::Interactive => {
+                self.look_up_proposal(
+                    &submit.image,
+                    &submit.tag,
+                    &submit.author,
+                    &mut submit.provenance,
+                )
+                .await?
+            }
+            Origin::Auto(_) | Origin::Import => None,
+        };
+        let normalised = self
+            .normalise(&submit, ext, image.geometry, proposal)
+            .await?;
+        let Normalised {
+            staged: normalised,
+            annotated,
+            voxels_changed,
+        } = normalised;
+        submit.provenance.voxels_changed = voxels_changed;
         self.store().blobs.put(&submit.staged).await?;
         self.store().blobs.put(&normalised).await?;
 
@@ -108,17 +134,20 @@ impl Project {
             image_sha256: image.sha256,
             created_ms: self.clock().now_ms(),
             idempotency_key: submit.idempotency_key.clone(),
+            provenance: serde_json::to_string(&submit.provenance).map_err(StoreError::from)?,
+            geometry_sha256: hex(&Sha256::digest(geometry_json(&image.geometry))),
         };
         self.commit(&submit, &new).await
     }
 
-    /// Step 2: the label in the values of the schema, staged, and the annotated classes.
+    /// Step 2: the label in the values of the schema, staged, and how far it is from the proposal.
     async fn normalise(
         &self,
         submit: &SubmitLabel,
         ext: &'static str,
         image: Geometry,
-    ) -> Result<(Staged, Vec<String>), ProjectError> {
+        proposal: Option<Proposal>,
+    ) -> Result<Normalised, ProjectError> {
         let (path, params, budget) = (
             submit.staged.path.clone(),
             submit.params.clone(),
@@ -128,12 +157,16 @@ impl Project {
         self.decode(move || {
             let file = match ext {
                 ".bin" => read_raw(&path, &image)?,
-                _ => imaging::read_label(&path, &budget).map_err(|error| {
-                    ProjectError::Invalid(format!("the label is refused: {error}"))
-                })?,
+                _ => imaging::read_label(&path, &budget).map_err(refusal)?,
             };
             let Mapped { voxels, annotated } =
                 mapping::to_schema(on_grid(file, &image)?, &params, &schema)?;
+            // A proposal that cannot be read any more is not compared; the label counts.
+            let proposed = proposal.and_then(|proposal| {
+                let file = imaging::read_label(&proposal.path, &budget).ok()?;
+                mapping::to_schema(on_grid(file, &image).ok()?, &Map::new(), &schema).ok()
+            });
+            let voxels_changed = proposed.map(|proposed| voxels_changed(&proposed.voxels, &voxels));
             let volume = Volume::new(image, voxels)
                 .map_err(|error| ProjectError::Internal(error.to_string()))?;
             let names: Vec<(u16, String)> = (1..).zip(schema.names().iter().cloned()).collect();
@@ -141,7 +174,11 @@ impl Project {
                 imaging::write_label(path, &volume, &names, LabelFormat::NiftiGz)
                     .map_err(|error| StoreError::foreign(&error))
             };
-            Ok((staging.write_with(write)?, annotated))
+            Ok(Normalised {
+                staged: staging.write_with(write)?,
+                annotated,
+                voxels_changed,
+            })
         })
         .await
     }
@@ -161,16 +198,12 @@ impl Project {
         let current = rows::current_label(&mut tx, &new.image, &new.tag)
             .await?
             .map_or(0, |row| row.revision);
-        if let Some(expected) = submit
-            .expected_revision
-            .filter(|expected| *expected != current)
-        {
-            return Err(ProjectError::Conflict(format!(
-                "label {} of image {} is at revision {current}, not {expected}: somebody submitted meanwhile; nothing was stored, \
-                 look at the current label and submit again",
-                submit.tag, submit.image
-            )));
-        }
+        check_expected(
+            submit.expected_revision,
+            current,
+            &submit.image,
+            &submit.tag,
+        )?;
         self.check_blob(&new.sha256)?;
         self.check_blob(&new.normalised_sha256)?;
         let row = rows::add_label(&mut tx, new).await?;
@@ -187,6 +220,25 @@ impl Project {
         }
         tx.commit().await.map_err(StoreError::from)?;
         LabelRow::from_record(row)
+    }
+}
+
+/// A label in the values of the schema.
+struct Normalised {
+    staged: Staged,
+    annotated: Vec<String>,
+    voxels_changed: Option<u64>,
+}
+
+/// A file that is wrong is the sender's matter; a disk that does not read it is not.
+fn refusal(error: ImagingError) -> ProjectError {
+    let text = format!("the label is refused: {error}");
+    match error {
+        ImagingError::Io(error) => match StoreError::from(error) {
+            StoreError::Internal(_) => ProjectError::Invalid(text),
+            fault => fault.into(),
+        },
+        _ => ProjectError::Invalid(text),
     }
 }
 
@@ -222,13 +274,18 @@ fn read_raw(path: &std::path::Path, image: &Geometry) -> Result<LabelFile, Proje
     })
 }
 
+/// How far corners of a label's grid may lie from those of the image's.
+pub(super) fn tolerance_mm(image: &Geometry) -> f64 {
+    let smallest_mm = image.spacing_mm().into_iter().fold(f64::INFINITY, f64::min);
+    TOLERANCE_MM.max(TOLERANCE_VOXELS * smallest_mm)
+}
+
 /// The label on the grid of the image.
 ///
 /// A `.seg.nrrd` cropped to its segments, as 3D Slicer may write it, is put back where it lies; any
 /// other difference is refused, because resampling would change what the annotator drew.
 fn on_grid(file: LabelFile, image: &Geometry) -> Result<LabelFile, ProjectError> {
-    let smallest_mm = image.spacing_mm().into_iter().fold(f64::INFINITY, f64::min);
-    let tolerance_mm = TOLERANCE_MM.max(TOLERANCE_VOXELS * smallest_mm);
+    let tolerance_mm = tolerance_mm(image);
     if file.geometry.same_grid(image, tolerance_mm) {
         return Ok(file);
     }

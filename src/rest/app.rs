@@ -2,7 +2,9 @@
 
 use std::sync::Arc;
 
-use axum::http::HeaderValue;
+use axum::http::header::USER_AGENT;
+use axum::http::{HeaderMap, HeaderValue};
+use serde_json::Value;
 use tokio::sync::{Mutex, Semaphore, watch};
 
 use super::error::ApiError;
@@ -68,6 +70,27 @@ impl App {
 
     pub(super) fn devices(&self) -> &[String] {
         &self.devices
+    }
+
+    /// Notes for the audit log that a client read something. There is no login, so that the name is what
+    /// the client calls itself.
+    pub(super) fn note_read(
+        &self,
+        action: &'static str,
+        subject: &str,
+        headers: &HeaderMap,
+        mut detail: Value,
+    ) -> Result<(), ApiError> {
+        let agent = headers
+            .get(USER_AGENT)
+            .and_then(|agent| agent.to_str().ok());
+        if let Some(agent) = agent {
+            detail["client"] = agent.chars().take(200).collect::<String>().into();
+        }
+        Ok(self
+            .project
+            .acting_as("anonymous")
+            .note(action, subject, detail)?)
     }
 
     pub(super) fn worker_runs(&self) -> bool {

@@ -62,6 +62,12 @@ pub async fn start(
     app.live_model(&model).await?;
     let params = body.or_empty();
     let own: Params = typed(params.clone())?;
+    let client = params.get("client_id").and_then(Value::as_str);
+    app.project.acting_as(client.unwrap_or("admin")).note(
+        "batch-infer",
+        &model,
+        Value::Object(params.clone()),
+    )?;
     let tag = own.label_tag.as_deref().unwrap_or("original");
     let payload = BatchInferRequest {
         model: model.clone(),

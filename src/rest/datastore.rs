@@ -4,16 +4,17 @@ use std::collections::HashMap;
 
 use axum::Json;
 use axum::extract::{Request, State};
-use axum::http::header::{ETAG, IF_MATCH, IF_NONE_MATCH};
+use axum::http::header::{ETAG, USER_AGENT};
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 
 use super::archive::{Entry, Source};
 use super::form::{Form, Upload};
 use super::query::Query;
+use super::revisions::{expected_revision, precondition, revision_tag};
 use super::{App, archive, error::ApiError, info, reply};
-use crate::project::{ImageId, ImageRow, LabelRow, ProjectError, SubmitLabel, Tag};
+use crate::project::{ImageId, ImageRow, LabelRow, Origin, Provenance, STALE, SubmitLabel, Tag};
 
 #[derive(Clone, Copy)]
 enum Output {
@@ -35,7 +36,7 @@ pub async fn overview(State(app): State<App>, query: Query) -> Result<Json<Value
     Ok(Json(match query.read(|q| q.choice("output", &choices, Output::Stats))? {
         Output::Stats => info::counts(&app.project.counts().await?),
         Output::All => everything(&app).await?,
-        Output::Train => pairs(&app)
+        Output::Train => learned_from(&app)
             .await?
             .into_iter()
             .map(|(image, label)| {
@@ -45,26 +46,15 @@ pub async fn overview(State(app): State<App>, query: Query) -> Result<Json<Value
     }))
 }
 
-/// The document that MONAI Label keeps as `datastore_v2.json`.
+/// The document that MONAI Label keeps as `datastore_v2.json`, with a mark on labels whose image was
+/// changed since.
 async fn everything(app: &App) -> Result<Value, ApiError> {
-    let mut objects = Map::new();
-    for image in app.project.images().await? {
-        let entry = json!({ "image": { "ext": image.ext, "info": image.info }, "labels": {} });
-        objects.insert(image.id.to_string(), entry);
+    let mut document = app.project.document().await?;
+    for (image, tag) in app.project.stale_labels().await? {
+        let labels = &mut document["objects"][image.as_str()]["labels"];
+        labels[tag.as_str()]["info"]["stale"] = STALE.into();
     }
-    for label in app.project.all_labels().await? {
-        if let Some(object) = objects.get_mut(label.image.as_str()) {
-            let entry = json!({ "ext": label.ext, "info": label.info });
-            object["labels"][label.tag.as_str()] = entry;
-        }
-    }
-    Ok(json!({
-        "name": app.project.name(),
-        "description": "Labels kept by Fewlabel",
-        "images_dir": ".",
-        "labels_dir": "labels",
-        "objects": objects,
-    }))
+    Ok(document)
 }
 
 /// Images with an accepted label, each with that label.
@@ -76,6 +66,14 @@ async fn pairs(app: &App) -> Result<Vec<(ImageRow, LabelRow)>, ApiError> {
     Ok(images
         .filter_map(|image| by_image.remove(&image.id).map(|label| (image, label)))
         .collect())
+}
+
+/// The pairs that may be learned from: not those of test images.
+async fn learned_from(app: &App) -> Result<Vec<(ImageRow, LabelRow)>, ApiError> {
+    let held_out = app.project.test_images().await?;
+    let mut pairs = pairs(app).await?;
+    pairs.retain(|(image, _)| !held_out.contains(image.id.as_str()));
+    Ok(pairs)
 }
 
 /// Upload an image.
@@ -90,6 +88,8 @@ pub async fn put_image(
 ) -> Result<Json<Value>, ApiError> {
     let sent_id = query.text("image").filter(|id| !id.is_empty());
     let id = sent_id.as_deref().map(ImageId::parse).transpose()?;
+    // Before a byte of the body is read.
+    app.project.staging().check_space()?;
     let mut form = Form::read(request, &app.project.staging(), &["file"]).await?;
     let mut about = form.object("params")?;
     let Upload { staged, file_name } = form.require_file("file")?;
@@ -135,9 +135,14 @@ pub async fn delete_image_old(app: State<App>, query: Query) -> Result<Json<Valu
 #[utoipa::path(get, path = "/datastore/image", tag = "Datastore",
     params(("image" = String, Query, description = "image id")),
     responses((status = 200, description = "the file"), (status = 404, description = "unknown image")))]
-pub async fn get_image(State(app): State<App>, query: Query) -> Result<Response, ApiError> {
+pub async fn get_image(
+    State(app): State<App>,
+    headers: HeaderMap,
+    query: Query,
+) -> Result<Response, ApiError> {
     let id = query.read(|q| q.required("image"))?;
     let image = find_image(&app, &id).await?.ok_or_else(image_not_found)?;
+    app.note_read("read-image", image.id.as_str(), &headers, json!({}))?;
     reply::file(&image.path, &image.name).await
 }
 
@@ -198,7 +203,8 @@ pub async fn put_image_info(
     params(
         ("image" = String, Query, description = "image id"),
         ("tag" = Option<String>, Query, description = "final when absent")),
-    responses((status = 200, description = "ids of image and label"), (status = 404, description = "unknown image"),
+    responses((status = 200, description = "ids of image and label; the ETag names the revision, for If-Match"), (status = 404, description = "unknown image"),
+        (status = 412, description = "If-Match names another revision than the current one"),
         (status = 422, description = "no file, or a label that does not fit the image")))]
 pub async fn put_label(
     State(app): State<App>,
@@ -211,15 +217,36 @@ pub async fn put_label(
     let key = request.headers().get("idempotency-key");
     let idempotency_key = key.and_then(|key| key.to_str().ok()).map(str::to_owned);
     let tag = tag_or_final(tag.as_deref())?;
+    let agent = request.headers().get(USER_AGENT);
+    let agent = agent
+        .and_then(|agent| agent.to_str().ok())
+        .map(str::to_owned);
+    // Before a byte of the body is read.
+    app.project.staging().check_space()?;
     let mut form = Form::read(request, &app.project.staging(), &["label"]).await?;
     let params = form.object("params")?;
     let Upload { staged, file_name } = form.require_file("label")?;
+    if let Some(announced) = params.get("label_sha256").and_then(Value::as_str)
+        && !announced.eq_ignore_ascii_case(&staged.sha256)
+    {
+        return Err(ApiError::new(
+            StatusCode::UNPROCESSABLE_ENTITY,
+            "other_bytes",
+            "the label's bytes are not those that label_sha256 announces: it was damaged on the way; nothing was kept, send it again",
+        ));
+    }
+    let origin = match params.get("origin").and_then(Value::as_str) {
+        Some("interactive") => Origin::Interactive,
+        _ => Origin::Manual,
+    };
     let author = params
         .get("client_id")
         .and_then(Value::as_str)
         .unwrap_or("admin")
         .to_owned();
     let submit = SubmitLabel {
+        provenance: Provenance::of_client(agent.as_deref().unwrap_or_default(), &params),
+        origin,
         params,
         expected_revision,
         idempotency_key,
@@ -229,12 +256,7 @@ pub async fn put_label(
         .project
         .submit_label(submit)
         .await
-        .map_err(|error| match error {
-            ProjectError::Conflict(text) if expected_revision.is_some() => {
-                ApiError::new(StatusCode::PRECONDITION_FAILED, "other_revision", text)
-            }
-            error => error.into(),
-        })?;
+        .map_err(|error| precondition(expected_revision, error))?;
     let id = label.image.to_string();
     Ok((
         [(ETAG, revision_tag(&label))],
@@ -246,25 +268,55 @@ pub async fn put_label(
 /// Remove a label; its history is kept.
 #[utoipa::path(delete, path = "/datastore/label", tag = "Datastore",
     params(("id" = String, Query, description = "image id"), ("tag" = String, Query, description = "tag")),
-    responses((status = 200, description = "{}, also when there was none")))]
-pub async fn delete_label(State(app): State<App>, query: Query) -> Result<Json<Value>, ApiError> {
+    responses((status = 200, description = "{}, also when there was none"),
+        (status = 412, description = "If-Match names another revision than the current one")))]
+pub async fn delete_label(
+    State(app): State<App>,
+    headers: HeaderMap,
+    query: Query,
+) -> Result<Json<Value>, ApiError> {
     let (id, tag) = query.read(|q| (q.required("id"), q.required("tag")))?;
-    if let Some(label) = find_label(&app, &id, &tag).await? {
-        app.project.delete_label(&label.image, &label.tag).await?;
+    let expected = expected_revision(&headers)?;
+    if let (Ok(image), Ok(tag)) = (ImageId::parse(&id), Tag::parse(&tag)) {
+        app.project
+            .delete_label(&image, &tag, expected)
+            .await
+            .map_err(|error| precondition(expected, error))?;
     }
     Ok(Json(json!({})))
 }
 
 /// The label file.
 #[utoipa::path(get, path = "/datastore/label", tag = "Datastore",
-    params(("label" = String, Query, description = "image id"), ("tag" = String, Query, description = "tag")),
-    responses((status = 200, description = "the file"), (status = 404, description = "no such label")))]
-pub async fn get_label(State(app): State<App>, query: Query) -> Result<Response, ApiError> {
-    let (id, tag) = query.read(|q| (q.required("label"), q.required("tag")))?;
+    params(
+        ("label" = String, Query, description = "image id"),
+        ("tag" = String, Query, description = "tag"),
+        ("revision" = Option<i64>, Query, description = "the current one when absent")),
+    responses((status = 200, description = "the file; the ETag names the revision"), (status = 404, description = "no such label")))]
+pub async fn get_label(
+    State(app): State<App>,
+    headers: HeaderMap,
+    query: Query,
+) -> Result<Response, ApiError> {
+    let (id, tag, revision) = query.read(|q| {
+        (
+            q.required("label"),
+            q.required("tag"),
+            q.integer("revision", 0),
+        )
+    })?;
     let tag = tag_or_final(Some(&tag))?;
-    let label = find_label(&app, &id, tag.as_str())
-        .await?
-        .ok_or_else(label_not_found)?;
+    let label = match (ImageId::parse(&id), revision) {
+        (Ok(image), revision) if revision != 0 => app
+            .project
+            .revision(&image, &tag, revision)
+            .await?
+            .filter(|label| !label.deleted),
+        _ => find_label(&app, &id, tag.as_str()).await?,
+    }
+    .ok_or_else(label_not_found)?;
+    let detail = json!({ "tag": tag, "revision": label.revision });
+    app.note_read("read-label", label.image.as_str(), &headers, detail)?;
     let file = reply::file(&app.project.label_path(&label), &label.file_name()).await?;
     Ok(([(ETAG, revision_tag(&label))], file).into_response())
 }
@@ -279,7 +331,8 @@ pub async fn head_label(State(app): State<App>, query: Query) -> Result<Response
     let label = find_label(&app, &id, tag.as_str())
         .await?
         .ok_or_else(label_not_found)?;
-    reply::file_head(&app.project.label_path(&label), &label.file_name()).await
+    let head = reply::file_head(&app.project.label_path(&label), &label.file_name()).await?;
+    Ok(([(ETAG, revision_tag(&label))], head).into_response())
 }
 
 /// What is known about a label.
@@ -288,8 +341,15 @@ pub async fn head_label(State(app): State<App>, query: Query) -> Result<Response
     responses((status = 200, description = "an object, empty for an unknown label")))]
 pub async fn label_info(State(app): State<App>, query: Query) -> Result<Json<Value>, ApiError> {
     let (id, tag) = query.read(|q| (q.required("label"), q.required("tag")))?;
-    let about = find_label(&app, &id, &tag).await?.map(|label| label.info);
-    Ok(Json(about.unwrap_or_default().into()))
+    let Some(label) = find_label(&app, &id, &tag).await? else {
+        return Ok(Json(json!({})));
+    };
+    let mut about = label.info;
+    let stale = app.project.stale_labels().await?;
+    if stale.contains(&(label.image, label.tag)) {
+        about.insert("stale".to_owned(), STALE.into());
+    }
+    Ok(Json(about.into()))
 }
 
 /// Add to what is known about a label.
@@ -342,7 +402,11 @@ async fn merge_label_info(
 #[utoipa::path(get, path = "/datastore/dataset", tag = "Datastore",
     params(("limit_cases" = Option<i64>, Query, description = "at most so many cases; all without it")),
     responses((status = 200, description = "dataset.zip"), (status = 404, description = "no accepted labels")))]
-pub async fn dataset(State(app): State<App>, query: Query) -> Result<Response, ApiError> {
+pub async fn dataset(
+    State(app): State<App>,
+    headers: HeaderMap,
+    query: Query,
+) -> Result<Response, ApiError> {
     let limit = query.read(|q| q.integer("limit_cases", 0))?;
     let mut pairs = pairs(&app).await?;
     if let Some(limit) = usize::try_from(limit).ok().filter(|limit| *limit > 0) {
@@ -354,6 +418,12 @@ pub async fn dataset(State(app): State<App>, query: Query) -> Result<Response, A
             "there is no accepted label yet, so there is no dataset",
         ));
     }
+    app.note_read(
+        "read-dataset",
+        "",
+        &headers,
+        json!({ "cases": pairs.len() }),
+    )?;
     let mut entries = Vec::new();
     for (image, label) in pairs {
         let file = |folder: &str, name: &str, path| Entry {
@@ -378,37 +448,11 @@ pub async fn dataset(State(app): State<App>, query: Query) -> Result<Response, A
 }
 
 /// The tag of accepted labels when none is named.
-fn tag_or_final(tag: Option<&str>) -> Result<Tag, ApiError> {
+pub(super) fn tag_or_final(tag: Option<&str>) -> Result<Tag, ApiError> {
     match tag {
         None | Some("") => Ok(Tag::accepted()),
         Some(tag) => Ok(Tag::parse(tag)?),
     }
-}
-
-/// The revision as entity tag; sent back as `If-Match`, it guards against overwriting another's work.
-fn revision_tag(label: &LabelRow) -> String {
-    format!("\"{}\"", label.revision)
-}
-
-/// The revision that the client has seen last: `If-Match: "3"`, or 0 for `If-None-Match: *`.
-fn expected_revision(headers: &HeaderMap) -> Result<Option<i64>, ApiError> {
-    let text = |name| {
-        headers
-            .get(name)
-            .map(|value| value.to_str().unwrap_or_default())
-    };
-    if text(IF_NONE_MATCH) == Some("*") {
-        return Ok(Some(0));
-    }
-    let Some(sent) = text(IF_MATCH) else {
-        return Ok(None);
-    };
-    sent.trim_matches('"').parse().map(Some).map_err(|_| {
-        ApiError::bad_request(
-            "bad_if_match",
-            "If-Match has to be the ETag that GET /datastore/label sent; nothing was kept",
-        )
-    })
 }
 
 /// The image of that id; an id that cannot be one is just not found.

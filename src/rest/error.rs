@@ -200,6 +200,9 @@ impl From<ProjectError> for ApiError {
                 retry_after_s: Some(RETRY_AFTER_S),
                 ..Self::new(StatusCode::SERVICE_UNAVAILABLE, "unavailable", text)
             },
+            ProjectError::Damaged(_) => {
+                Self::new(StatusCode::SERVICE_UNAVAILABLE, "read_only", text).closing()
+            }
             ProjectError::Internal(_) => Self::internal(&text),
         }
     }

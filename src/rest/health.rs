@@ -28,13 +28,18 @@ pub async fn readyz(State(app): State<App>) -> (StatusCode, Json<Value>) {
     if !app.worker_runs() {
         missing.push("worker");
     }
+    let reason = app.project.read_only();
+    if reason.is_some() {
+        missing.push("writable store");
+    }
     let status = if missing.is_empty() {
         StatusCode::OK
     } else {
         StatusCode::SERVICE_UNAVAILABLE
     };
-    (
-        status,
-        Json(json!({ "ready": missing.is_empty(), "missing": missing })),
-    )
+    let mut body = json!({ "ready": missing.is_empty(), "missing": missing });
+    if let Some(reason) = reason {
+        body["reason"] = reason.into();
+    }
+    (status, Json(body))
 }

@@ -47,6 +47,8 @@ struct Params {
     #[serde(deserialize_with = "lenient_flag")]
     restore_label_idx: bool,
     version: Option<i64>,
+    /// Who asks.
+    client_id: Option<String>,
 }
 
 /// Segment an image.
@@ -142,6 +144,11 @@ pub async fn infer(
         })
         .transpose()?;
     let result_extension = result_extension(params.result_extension.as_deref(), &name)?;
+    let client = params.client_id.as_deref().unwrap_or("admin").to_owned();
+    let subject = match &source {
+        ImageSource::Study { id } => Some(id.to_string()),
+        ImageSource::File { .. } => None,
+    };
     let payload = InferRequest {
         model: model.clone(),
         version: params.version,
@@ -159,7 +166,7 @@ pub async fn infer(
         .enqueue(
             JobKind::Infer,
             payload,
-            serde_json::json!({ "model": model }),
+            serde_json::json!({ "model": model, "client_id": client }),
         )
         .await?;
     let mut leaving = CancelOnDrop {
@@ -172,6 +179,19 @@ pub async fn infer(
     drop(upload);
     if job.state != JobState::Done {
         return Err(task::failed(&job));
+    }
+    let made = &job.result["params"];
+    let detail = serde_json::json!({
+        "model": model, "version": made["model_version"], "sha256": made["model_sha256"],
+    });
+    app.project.acting_as(&client).note(
+        "infer",
+        subject.as_deref().unwrap_or("(upload)"),
+        detail,
+    )?;
+    if let (Some(_), Some(file)) = (subject, job.result["file"].as_str()) {
+        app.project
+            .keep_proposal(job.id, std::path::Path::new(file));
     }
     answer(job.result, output).await
 }

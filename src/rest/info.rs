@@ -24,13 +24,18 @@ pub async fn info(State(app): State<App>) -> Result<Json<Value>, ApiError> {
     let mut stats = Map::new();
     for version in app.live_models().await? {
         let name = &version.name;
-        models.insert(name.clone(), model_entry(&app, &version)?);
+        match model_entry(&app, &version) {
+            Ok(entry) => drop(models.insert(name.clone(), entry)),
+            // Of a damaged store the rest is shown.
+            Err(_) if app.project.read_only().is_some() => continue,
+            Err(error) => return Err(error),
+        }
         trainers.insert(name.clone(), trainer_entry(&app));
         stats.insert(name.clone(), train_stats(&app, name).await?);
     }
     Ok(Json(json!({
         "name": format!("Fewlabel ({})", env!("CARGO_PKG_VERSION")),
-        "description": env!("CARGO_PKG_DESCRIPTION"),
+        "description": description(app.project.read_only()),
         "version": env!("CARGO_PKG_VERSION"),
         "labels": app.project.schema().names(),
         "models": models,
@@ -40,6 +45,24 @@ pub async fn info(State(app): State<App>) -> Result<Json<Value>, ApiError> {
         "train_stats": stats,
         "datastore": counts(&app.project.counts().await?),
     })))
+}
+
+fn description(read_only: Option<&str>) -> String {
+    match read_only {
+        None => env!("CARGO_PKG_DESCRIPTION").to_owned(),
+        Some(reason) => format!("READ ONLY: {reason}"),
+    }
+}
+
+/// The answer of a server that can read nothing.
+pub fn nothing(reason: &str) -> Value {
+    json!({
+        "name": format!("Fewlabel ({})", env!("CARGO_PKG_VERSION")),
+        "description": description(Some(reason)),
+        "version": env!("CARGO_PKG_VERSION"),
+        "labels": [], "models": {}, "trainers": {}, "strategies": {}, "scoring": {}, "train_stats": {},
+        "datastore": counts(&Counts::default()),
+    })
 }
 
 fn described<const N: usize>(entries: [(&str, &str); N]) -> Value {

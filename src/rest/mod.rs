@@ -23,7 +23,11 @@
 //! | many requests at once | all wait for one another | bounded queue, then 429 with `Retry-After` |
 //! | client leaves `/infer` | the work goes on | the job is cancelled |
 //! | result of `/infer` | | also tells model, version, hash and windows |
-//! | next sample | no checksum; `strategy` with this serving | `checksum`; `strategy` before this serving |
+//! | next sample | no checksum; `strategy` with this serving | `checksum`; `strategy` before this serving; never a test image |
+//! | a label that is submitted again | overwritten | a new revision; see `/datastore/label/revisions`, `compare`, `current` |
+//! | `?output=train` | every pair | without test images |
+//! | an image file that changes under its id | its labels stay as they are | they are kept and marked `stale`; see `/datastore/label/confirm` |
+//! | a damaged store | is overwritten | read only: 503 with the reason for whatever writes |
 //! | `HEAD` of an image or label | headers of an empty JSON answer | headers of the file |
 //! | `/ohif` | the viewer | 404 |
 //! | `HEAD /datastore/image?check_sum=` | never matches | matches `SHA256:hex` and plain hex |
@@ -42,6 +46,7 @@ mod activelearning;
 mod app;
 mod archive;
 mod batch;
+pub mod damaged;
 mod datastore;
 mod docs;
 mod edge;
@@ -54,10 +59,12 @@ mod logs;
 mod model;
 mod query;
 mod reply;
+mod revisions;
 pub mod router;
 mod scoring;
 pub mod serve;
 mod session;
+mod studies;
 mod task;
 mod train;
 

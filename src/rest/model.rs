@@ -4,7 +4,7 @@ use std::path::Path;
 
 use axum::Json;
 use axum::extract::{Request, State};
-use axum::http::StatusCode;
+use axum::http::{HeaderMap, StatusCode};
 use axum::response::Response;
 use serde_json::{Map, Value, json};
 use tokio::fs::File;
@@ -25,9 +25,12 @@ const MAX_HEADER_BYTES: u64 = 100_000_000;
     responses((status = 200, description = "a safetensors file"), (status = 404, description = "unknown model")))]
 pub async fn download(
     State(app): State<App>,
+    headers: HeaderMap,
     Segment(model): Segment,
 ) -> Result<Response, ApiError> {
     let live = live(&app, &model).await?;
+    let detail = json!({ "version": live.version });
+    app.note_read("read-model", &model, &headers, detail)?;
     reply::file(&live.weights_path(), &format!("{model}.safetensors")).await
 }
 
@@ -57,6 +60,8 @@ pub async fn upload(
     request: Request,
 ) -> Result<Json<Value>, ApiError> {
     let live = live(&app, &model).await?;
+    // Before a byte of the body is read.
+    app.project.staging().check_space()?;
     let mut form = Form::read(request, &app.project.staging(), &["file"]).await?;
     let staged = form.require_file("file")?.staged;
     let Some(tensors) = tensors(&staged.path).await else {

@@ -16,7 +16,7 @@ use utoipa_axum::routes;
 use super::error::ApiError;
 use super::{
     App, absent, activelearning, batch, datastore, docs, edge, health, infer, info, logs, model,
-    scoring, session, train,
+    revisions, scoring, session, studies, train,
 };
 
 #[derive(OpenApi)]
@@ -63,7 +63,12 @@ fn described() -> OpenApiRouter<App> {
         ))
         .routes(routes!(datastore::label_info, datastore::put_label_info))
         .routes(routes!(datastore::put_label_info_old))
+        .routes(routes!(revisions::list))
+        .routes(routes!(revisions::compare))
+        .routes(routes!(revisions::make_current))
         .routes(routes!(datastore::dataset))
+        .routes(routes!(studies::rescan))
+        .routes(routes!(studies::confirm))
         // Sessions
         .routes(routes!(session::create))
         .routes(routes!(session::get, session::remove))

@@ -33,6 +33,8 @@ pub async fn create(
         ));
     }
     let expiry_s = u32::try_from(expiry).ok().filter(|seconds| *seconds > 0);
+    // Before a byte of the body is read.
+    app.project.staging().check_space()?;
     let form = Form::read(request, &app.project.staging(), &["files"]).await?;
     let files = form.require_files("files")?;
     let files = files

@@ -44,7 +44,20 @@ pub async fn start(
     app.live_model(&model).await?;
     let params = body.or_empty();
     let payload = train_request(&model, params.clone())?;
+    note(&app, "start-training", &model, &params)?;
     TRAIN.start(&app, &payload, echo(&model, params), how).await
+}
+
+/// Notes for the audit log who started or stopped a training.
+fn note(
+    app: &App,
+    action: &'static str,
+    model: &str,
+    params: &Map<String, Value>,
+) -> Result<(), ApiError> {
+    let client = params.get("client_id").and_then(Value::as_str);
+    let project = app.project.acting_as(client.unwrap_or("admin"));
+    Ok(project.note(action, model, json!(params))?)
 }
 
 /// Train every model.
@@ -72,6 +85,7 @@ pub async fn start_all(
             .cloned()
             .unwrap_or_default();
         let payload = train_request(&model, own.clone())?;
+        note(&app, "start-training", &model, &own)?;
         let Json(result) = TRAIN.start(&app, &payload, echo(&model, own), how).await?;
         answer.insert(model, json!({ "result": result, "detail": null }));
     }
@@ -82,7 +96,12 @@ pub async fn start_all(
 #[utoipa::path(delete, path = "/train/", tag = "Train",
     responses((status = 200, description = "the stopped task, or null")))]
 pub async fn stop(State(app): State<App>) -> Result<Json<Value>, ApiError> {
-    TRAIN.stop(&app).await
+    let Json(stopped) = TRAIN.stop(&app).await?;
+    if !stopped.is_null() {
+        let model = stopped["request"]["model"].as_str().unwrap_or_default();
+        note(&app, "stop-training", model, &Map::new())?;
+    }
+    Ok(Json(stopped))
 }
 
 /// The keys of the body that training acts on, with the defaults that `/info/` tells.

@@ -8,13 +8,12 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
-use sha2::{Digest, Sha256};
 use uuid::Uuid;
 
 use crate::model::Manifest;
 use crate::project::{Map, ModelName, Project, ProjectError, Staged, StoreError};
 use crate::store::rows::{self, ModelRecord};
-use crate::store::{hex, remove_dir, sha256_of_file, sync_dir};
+use crate::store::{remove_dir, sha256_of_dir, sync_dir};
 
 const MANIFEST: &str = "manifest.json";
 const WEIGHTS: &str = "weights.safetensors";
@@ -335,14 +334,11 @@ fn files_of(dir: &Path) -> Result<Vec<String>, ProjectError> {
 
 /// Syncs the files of a model directory and returns the hash over them.
 fn seal(dir: &Path) -> Result<String, ProjectError> {
-    let mut hash = Sha256::new();
     for name in files_of(dir)? {
-        let path = dir.join(&name);
-        std::fs::File::open(&path)?.sync_all()?;
-        hash.update(format!("{}  {name}\n", sha256_of_file(&path)?));
+        std::fs::File::open(dir.join(name))?.sync_all()?;
     }
     sync_dir(dir)?;
-    Ok(hex(&hash.finalize()))
+    Ok(sha256_of_dir(dir)?)
 }
 
 fn copy_files(from: &Path, to: &Path) -> Result<(), ProjectError> {
@@ -392,6 +388,7 @@ fn move_in(from: &Path, home: &Path, last: i64) -> Result<i64, ProjectError> {
 mod tests {
     use super::*;
     use crate::project::tests::Bench;
+    use crate::store::sha256_of_file;
 
     /// A model directory; the registry looks at the manifest only, not at the weights.
     fn model(bench: &Bench, folder: &str, weights: &str) -> PathBuf {

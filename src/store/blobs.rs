@@ -122,7 +122,7 @@ impl Blobs {
 }
 
 /// Blobs are spread over 256 folders by the first byte of their name.
-fn folder(sha256: &str) -> &str {
+pub(super) fn folder(sha256: &str) -> &str {
     sha256.get(..2).unwrap_or("00")
 }
 

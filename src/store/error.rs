@@ -41,6 +41,16 @@ pub enum StoreError {
         "the data directory was written by a later release of this program ({0}); nothing was changed, use that release"
     )]
     Newer(String),
+    /// The store is damaged; it is read only until that is mended.
+    #[error(
+        "the store is read only: {0}; nothing was changed, and what is not damaged can be read"
+    )]
+    ReadOnly(String),
+    /// The database cannot be read.
+    #[error(
+        "the database is damaged ({0}); nothing was changed; restore a backup with `fewlabel restore`"
+    )]
+    Damaged(String),
     /// Anything else.
     #[error("the store failed: {0}; nothing was changed")]
     Internal(String),
@@ -55,6 +65,33 @@ fn is_disk_full(error: &(dyn Error + 'static)) -> bool {
                 io.kind(),
                 io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded
             )
+        {
+            return true;
+        }
+        cause = error.source();
+    }
+    false
+}
+
+/// Whether an error, or what caused it, is a disk or a file table that does not do its work now.
+fn is_disk_fault(error: &(dyn Error + 'static)) -> bool {
+    use rustix::io::Errno;
+    const FAULTS: [Errno; 6] = [
+        Errno::IO,
+        Errno::ROFS,
+        Errno::MFILE,
+        Errno::NFILE,
+        Errno::STALE,
+        Errno::TIMEDOUT,
+    ];
+    let mut cause = Some(error);
+    while let Some(error) = cause {
+        let number = error
+            .downcast_ref::<io::Error>()
+            .and_then(io::Error::raw_os_error);
+        if FAULTS
+            .iter()
+            .any(|fault| number == Some(fault.raw_os_error()))
         {
             return true;
         }
@@ -83,6 +120,8 @@ impl StoreError {
     pub(crate) fn foreign(error: &(dyn Error + 'static)) -> Self {
         if is_disk_full(error) {
             Self::NoSpace(chain(error))
+        } else if is_disk_fault(error) {
+            Self::Unavailable(chain(error))
         } else {
             Self::Internal(chain(error))
         }
@@ -114,7 +153,8 @@ impl From<sqlx::Error> for StoreError {
                 .map(|code| code & 0xff)
             {
                 Some(5 | 6) => Self::Unavailable("the database is busy".to_owned()),
-                Some(10) => Self::Unavailable(chain(&error)),
+                Some(10 | 14) => Self::Unavailable(chain(&error)),
+                Some(11 | 26) => Self::Damaged(chain(&error)),
                 Some(13) => Self::NoSpace(chain(&error)),
                 _ => Self::foreign(&error),
             },
@@ -159,6 +199,11 @@ mod tests {
             source: Box::new(full()),
         };
         assert!(matches!(StoreError::from(wrapped), StoreError::NoSpace(_)));
+        let broken = io::Error::from_raw_os_error(rustix::io::Errno::IO.raw_os_error());
+        assert!(matches!(
+            StoreError::from(broken),
+            StoreError::Unavailable(_)
+        ));
         assert!(matches!(
             StoreError::from(io::Error::from(io::ErrorKind::NotFound)),
             StoreError::Internal(_)

@@ -348,6 +348,26 @@ impl Jobs {
         .transpose()
     }
 
+    /// The last finished inference of a project's image whose request `wanted` accepts, as far back as
+    /// inferences are kept.
+    pub async fn inference_of(
+        &self,
+        image: &str,
+        wanted: impl Fn(&Value) -> bool,
+    ) -> Result<Option<Job>, StoreError> {
+        let rows: Vec<JobRecord> = sqlx::query_as(sql!("job_of_image"))
+            .bind(image)
+            .fetch_all(self.database.readers())
+            .await?;
+        for row in rows {
+            let job = row.into_job()?;
+            if wanted(&job.request) {
+                return Ok(Some(job));
+            }
+        }
+        Ok(None)
+    }
+
     /// Renews the lease, and reports progress and new lines of detail.
     pub async fn heartbeat(
         &self,

@@ -76,3 +76,9 @@ impl ServerLock {
         Ok(Self(file))
     }
 }
+
+/// Whether a server has the lock file at `path`.
+pub fn is_held(path: &Path) -> bool {
+    let held = |file: File| matches!(file.try_lock_shared(), Err(TryLockError::WouldBlock));
+    File::open(path).is_ok_and(held)
+}

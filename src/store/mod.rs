@@ -12,11 +12,15 @@
 //! A worker process opens the same directory beside the server. The store knows rows and bytes,
 //! not what they mean: that is `project`'s part.
 
+mod audit;
+mod backup;
 mod blobs;
 mod check;
 mod error;
 pub mod jobs;
 mod lock;
+mod open;
+mod partial;
 pub mod rows;
 mod staging;
 
@@ -24,13 +28,16 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+pub use audit::{AuditFault, AuditReport};
+pub use backup::{Backup, restore};
 pub use blobs::Blobs;
+pub use check::{Depth, Orphan, Problem, Report};
 pub use error::StoreError;
 pub use lock::Holder;
+pub(crate) use partial::Partial;
 pub use staging::{Staged, StagedWriter, Staging};
-pub(crate) use staging::{hex, remove_dir, sha256_of_file, sync_dir};
+pub(crate) use staging::{hex, remove_dir, sha256_of_dir, sha256_of_file, sync_dir};
 
-use crate::clock::Clock;
 use jobs::Jobs;
 use lock::ServerLock;
 use rows::Database;
@@ -39,6 +46,9 @@ use rows::Database;
 const STAGING_LIFETIME: Duration = Duration::from_secs(6 * 3600);
 /// Blobs without a row for this long are left-overs of interrupted submits.
 const ORPHAN_LIFETIME: Duration = Duration::from_secs(24 * 3600);
+
+/// The file of the rows, in the data directory.
+const DATABASE: &str = "fewlabel.db";
 
 /// The open data directory. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -56,52 +66,6 @@ pub struct Store {
 }
 
 impl Store {
-    /// Opens the directory as its one server: creates what is missing, puts jobs of dead workers
-    /// back into the queue, removes left-overs of a crash.
-    ///
-    /// # Errors
-    /// [`StoreError::Held`] when another server has it.
-    pub async fn open_server(dir: &Path, clock: Arc<dyn Clock>) -> Result<Self, StoreError> {
-        for name in ["blobs", "staging", "scratch", "sessions", "models"] {
-            std::fs::create_dir_all(dir.join(name))?;
-        }
-        let lock = ServerLock::take(&dir.join("server.lock"), clock.now_ms())?;
-        let store = Self::open(dir, clock, Some(Arc::new(lock))).await?;
-        store.jobs.requeue_all().await?;
-        store.sweep().await?;
-        Ok(store)
-    }
-
-    /// Opens the directory beside its server.
-    ///
-    /// # Errors
-    /// [`StoreError::NotFound`] when no server ever opened it.
-    pub async fn open_worker(dir: &Path, clock: Arc<dyn Clock>) -> Result<Self, StoreError> {
-        if !dir.join("server.lock").is_file() {
-            return Err(StoreError::NotFound(format!(
-                "{} is no data directory; start a server on it first",
-                dir.display()
-            )));
-        }
-        Self::open(dir, clock, None).await
-    }
-
-    async fn open(
-        dir: &Path,
-        clock: Arc<dyn Clock>,
-        lock: Option<Arc<ServerLock>>,
-    ) -> Result<Self, StoreError> {
-        let database = Database::open(&dir.join("fewlabel.db")).await?;
-        Ok(Self {
-            blobs: Blobs::open(dir.join("blobs"))?,
-            jobs: Jobs::new(database.clone(), clock),
-            staging: Staging::new(dir.join("staging")),
-            dir: dir.to_owned(),
-            database,
-            _lock: lock,
-        })
-    }
-
     /// The data directory.
     pub fn dir(&self) -> &Path {
         &self.dir

@@ -17,6 +17,8 @@ pub struct Staging {
     dir: PathBuf,
     limit_bytes: u64,
     min_free_bytes: u64,
+    /// Why nothing is taken at all.
+    refusal: Option<String>,
 }
 
 impl Staging {
@@ -25,6 +27,7 @@ impl Staging {
             dir,
             limit_bytes: u64::MAX,
             min_free_bytes: 0,
+            refusal: None,
         }
     }
 
@@ -34,15 +37,26 @@ impl Staging {
             dir: self.dir.clone(),
             limit_bytes,
             min_free_bytes,
+            refusal: self.refusal.clone(),
         }
+    }
+
+    /// The same directory, taking nothing when there is a reason.
+    #[must_use]
+    pub fn refusing(mut self, reason: Option<&str>) -> Self {
+        self.refusal = reason.map(str::to_owned);
+        self
     }
 
     /// Refuses to go on when the disk has less free space than the floor, so that the database
     /// never meets a full disk.
     ///
     /// # Errors
-    /// [`StoreError::NoSpace`].
+    /// [`StoreError::NoSpace`]; [`StoreError::ReadOnly`] when nothing is taken at all.
     pub fn check_space(&self) -> Result<(), StoreError> {
+        if let Some(reason) = &self.refusal {
+            return Err(StoreError::ReadOnly(reason.clone()));
+        }
         let stat = rustix::fs::statvfs(&self.dir).map_err(std::io::Error::from)?;
         let free_bytes = stat.f_bavail.saturating_mul(stat.f_frsize);
         if free_bytes < self.min_free_bytes {
@@ -266,6 +280,23 @@ pub(crate) fn sha256_of_file(path: &Path) -> std::io::Result<String> {
             n => hash.update(&buffer[..n]),
         }
     }
+}
+
+/// SHA-256 over the names and contents of the files of a directory. Blocks.
+///
+/// # Errors
+/// When one of them cannot be read.
+pub(crate) fn sha256_of_dir(dir: &Path) -> std::io::Result<String> {
+    let mut names = Vec::new();
+    for entry in std::fs::read_dir(dir)? {
+        names.push(entry?.file_name().to_string_lossy().into_owned());
+    }
+    names.sort();
+    let mut hash = Sha256::new();
+    for name in names {
+        hash.update(format!("{}  {name}\n", sha256_of_file(&dir.join(&name))?));
+    }
+    Ok(hex(&hash.finalize()))
 }
 
 #[cfg(test)]

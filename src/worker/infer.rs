@@ -11,7 +11,7 @@ use crate::imaging::components::{self, Connectivity};
 use crate::imaging::{Budget, LabelFormat, Volume, read_scan, write_label};
 use crate::model::{DeviceChoice, PrecisionChoice, Segmentation, Segmenter};
 use crate::project::requests::{ImageSource, InferRequest, InferResult};
-use crate::project::{ImageId, Map, Origin, SubmitLabel, Tag};
+use crate::project::{ImageId, MadeBy, Map, Origin, SubmitLabel, Tag};
 use crate::rounds::registry::{ModelVersion, Registry};
 
 /// Models on the device; the newest version of each name stays.
@@ -206,10 +206,11 @@ impl Worker {
         self.runtime.block_on(async {
             let staged = self.project.staging().copy_of(file).await?;
             let mut submit = SubmitLabel::new(id.clone(), tag, staged, &name, &version.name);
-            submit.origin = Origin::Auto {
+            submit.origin = Origin::Auto(MadeBy {
                 model: version.name.clone(),
                 version: Some(version.version),
-            };
+                sha256: Some(version.weights_sha256.clone()),
+            });
             submit.params = Map::from_iter([
                 ("model".to_owned(), json!(version.name)),
                 ("params".to_owned(), params.clone()),

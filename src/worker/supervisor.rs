@@ -60,6 +60,11 @@ impl Supervisor {
         self.alive.subscribe()
     }
 
+    /// Asks the worker to end, from elsewhere.
+    pub fn stopper(&self) -> watch::Sender<bool> {
+        self.stop.clone()
+    }
+
     /// Lets the worker end its job and waits until the process is gone.
     pub async fn stop(self) {
         self.stop.send_replace(true);

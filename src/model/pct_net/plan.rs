@@ -21,14 +21,14 @@ use crate::model::kernels::cpu::{Isa, zeroed};
 use crate::model::kernels::{Kernels, MASKED, NORM_EPSILON};
 use crate::model::precision::{Precision, PrecisionChoice};
 
-/// The precision of inference on this machine's CPU for what the user chose.
+/// The precision of inference on this machine's CPU for what the user chose. `auto` is f32: bf16 is faster, but the Dice
+/// of a single small structure moves by up to 0.002 (tests/bench/RESULTS.md).
 ///
 /// # Errors
 /// Why it cannot be used.
 pub fn precision(choice: PrecisionChoice) -> Result<Precision, String> {
     let bf16 = Isa::best().has_bf16();
     match choice {
-        PrecisionChoice::Auto if bf16 => Ok(Precision::Bf16),
         PrecisionChoice::Auto => Ok(Precision::F32),
         PrecisionChoice::Fixed(Precision::Bf16) if !bf16 => Err(
             "this processor has no bfloat16 products (AVX512-BF16); use --precision f32 or auto"

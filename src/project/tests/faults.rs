@@ -42,10 +42,11 @@ async fn a_second_server_is_refused_with_the_holder_and_a_worker_is_not() {
     );
     // The worker submits too, while the server is open.
     let staged = bench.label(&[2]).await;
-    let auto = Origin::Auto {
+    let auto = Origin::Auto(MadeBy {
         model: "m".to_owned(),
         version: Some(3),
-    };
+        sha256: Some("f0".to_owned()),
+    });
     let new = SubmitLabel {
         origin: auto.clone(),
         ..SubmitLabel::new(id("a"), Tag::original(), staged, "x.nii.gz", "worker")
@@ -134,6 +135,8 @@ async fn a_kill_between_the_steps_of_a_submit_is_harmless() {
         image_sha256: String::new(),
         created_ms: 0,
         idempotency_key: None,
+        provenance: "{}".to_owned(),
+        geometry_sha256: String::new(),
     };
     assert_eq!(rows::add_label(&mut tx, &row).await.unwrap().revision, 2);
     drop(tx);
@@ -305,5 +308,5 @@ async fn the_check_finds_a_flipped_byte_and_a_lost_blob() {
         "{found:?}"
     );
     std::fs::remove_file(&path).unwrap();
-    assert!(bench.project.check().await.unwrap()[0].contains("restore it from a backup"));
+    assert!(bench.project.check().await.unwrap()[0].contains("it is missing"));
 }

@@ -285,13 +285,17 @@ async fn labels_of_an_earlier_server_are_taken_over_once() {
     assert_eq!(
         found,
         [
-            ("a", "original", "import", &Origin::Import),
-            ("a", "final", "import", &Origin::Import)
+            ("a", "final", "import", &Origin::Import),
+            ("a", "original", "import", &Origin::Import)
         ]
     );
     assert_eq!(
-        (trained_on(&bench, &rows[1], 1), rows[1].annotated.join(" ")),
+        (trained_on(&bench, &rows[0], 1), rows[0].annotated.join(" ")),
         (vec![2], "spleen".to_owned())
+    );
+    assert_eq!(
+        (&rows[0].info["ts"], &rows[0].info["name"]),
+        (&json!(1), &json!("a.nii.gz"))
     );
     assert_eq!(
         bench.project.image(&id("a")).await.unwrap().unwrap().info["strategy"]["first"]["client_id"],
@@ -308,7 +312,7 @@ async fn labels_of_an_earlier_server_are_taken_over_once() {
     // A label deleted afterwards does not come back, and the folder is as it was.
     bench
         .project
-        .delete_label(&id("a"), &Tag::accepted())
+        .delete_label(&id("a"), &Tag::accepted(), None)
         .await
         .unwrap();
     let bench = bench.reopen().await;

@@ -1,4 +1,5 @@
-//! Which image an annotator gets next, among the images without an accepted label.
+//! Which image an annotator gets next, among the images without an accepted label that are not held
+//! out for testing.
 //!
 //! Every serving is recorded: in the image's info, as clients know it, and as a row, so that the
 //! next choice of the same strategy prefers what it served longest ago.
@@ -56,7 +57,7 @@ struct Candidate<'a> {
 /// Index of the chosen candidate, and what to tell about it. There is at least one candidate.
 type Pick = (usize, Map);
 
-/// The next image for a client; none when every image has an accepted label.
+/// The next image for a client; none when every image but the test images has an accepted label.
 ///
 /// # Errors
 /// [`StrategyError::Unknown`] for a name that is not in [`NAMES`].
@@ -82,11 +83,12 @@ pub async fn next(
         .filter(|label| label.tag == accepted)
         .map(|label| &label.image)
         .collect();
+    let held_out = project.test_images().await?;
     let mut open: Vec<ImageRow> = project
         .images()
         .await?
         .into_iter()
-        .filter(|image| !done.contains(&image.id))
+        .filter(|image| !done.contains(&image.id) && !held_out.contains(image.id.as_str()))
         .collect();
     if open.is_empty() {
         return Ok(None);

@@ -34,5 +34,8 @@ pub async fn serving(
         project.clock().now_ms(),
     )
     .await?;
+    project
+        .mark_used(&mut tx, [image.id.as_str()], "a next sample")
+        .await?;
     Ok(tx.commit().await.map_err(StoreError::from)?)
 }

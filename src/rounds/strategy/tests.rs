@@ -38,6 +38,24 @@ async fn first_and_last_go_by_id_among_images_without_an_accepted_label() {
 }
 
 #[tokio::test]
+async fn test_images_are_never_served() {
+    let names: Vec<String> = (0..20).map(|n| format!("c{n:02}.nii.gz")).collect();
+    let bench = Bench::with(&names.iter().map(String::as_str).collect::<Vec<_>>()).await;
+    let held_out = bench.project.test_images().await.unwrap();
+    assert_eq!(held_out.len(), 3);
+    let mut served = std::collections::HashSet::new();
+    while let Some(image) = choose(&bench, "random").await {
+        assert!(!held_out.contains(&image), "{image} is held out");
+        bench.submit(&image, "final", &[1]).await.unwrap();
+        served.insert(image);
+    }
+    assert_eq!(served.len(), 17);
+    for name in NAMES {
+        assert_eq!(choose(&bench, name).await, None);
+    }
+}
+
+#[tokio::test]
 async fn random_serves_every_image_once_before_any_twice_and_notes_it() {
     let bench = Bench::with(&["a.nii.gz", "b.nii.gz", "c.nii.gz", "d.nii.gz"]).await;
     // The first time there is no record of a serving in the answer, afterwards there is.

@@ -8,11 +8,25 @@ use super::{Database, sql};
 use crate::store::StoreError;
 use crate::store::staging::hex;
 
+/// Rows read at a time.
+const PAGE_ROWS: i64 = 1_000;
+
 impl Database {
-    /// The audit log, oldest first.
-    pub async fn audit_rows(&self) -> Result<Vec<AuditRow>, StoreError> {
-        Ok(sqlx::query_as(sql!("audit_all"))
+    /// A page of the audit log after row `after` (0 for the start), of rows written since `since_ms`;
+    /// empty at the end.
+    pub async fn audit_page(&self, after: i64, since_ms: i64) -> Result<Vec<AuditRow>, StoreError> {
+        Ok(sqlx::query_as(sql!("audit_page"))
+            .bind(after)
+            .bind(since_ms)
+            .bind(PAGE_ROWS)
             .fetch_all(&self.readers)
+            .await?)
+    }
+
+    /// How many rows were ever appended to the audit log.
+    pub(in crate::store) async fn audit_rows_written(&self) -> Result<i64, StoreError> {
+        Ok(sqlx::query_scalar(sql!("audit_written"))
+            .fetch_one(&self.readers)
             .await?)
     }
 }
@@ -35,6 +49,8 @@ pub struct AuditEntry<'a> {
 /// One row of the audit log.
 #[derive(Debug, Clone, PartialEq, Eq, sqlx::FromRow)]
 pub struct AuditRow {
+    /// 1, 2, ... without gaps.
+    pub seq: i64,
     /// Milliseconds since 1970-01-01 UTC.
     pub created_ms: i64,
     /// Who.

@@ -38,7 +38,81 @@ pub struct ImageFacts<'a> {
     pub geometry: &'a str,
 }
 
+/// What tells whether a file is that of an image.
+#[derive(Debug, Clone, sqlx::FromRow)]
+pub struct SeenImage {
+    /// As in [`ImageRecord`], likewise below.
+    pub id: String,
+    /// `study` or `blob`.
+    pub source: String,
+    /// Name in the studies folder, or hash of the blob.
+    pub file: String,
+    /// `present`, `missing` or `deleted`.
+    pub state: String,
+    /// Size of the file.
+    pub size_bytes: i64,
+    /// Time of its last change.
+    pub mtime_ms: i64,
+}
+
+/// A current label that was drawn on another content of its image than there is now.
+#[derive(Debug, Clone, PartialEq, Eq, sqlx::FromRow)]
+pub struct StaleLabel {
+    /// Image id.
+    pub image: String,
+    /// Tag.
+    pub tag: String,
+    /// Hash of the image it was drawn on.
+    pub drawn_on: String,
+    /// Hash of the image now; none when it could not be read since.
+    pub image_now: Option<String>,
+}
+
 impl Database {
+    /// All images, whatever their state, in no order.
+    pub async fn images_seen(&self) -> Result<Vec<SeenImage>, StoreError> {
+        Ok(sqlx::query_as(sql!("images_seen"))
+            .fetch_all(self.readers())
+            .await?)
+    }
+
+    /// A number that is kept by triggers: `images_present`, `label_changes`.
+    pub async fn counter(&self, name: &str) -> Result<i64, StoreError> {
+        Ok(sqlx::query_scalar(sql!("counter_get"))
+            .bind(name)
+            .fetch_one(self.readers())
+            .await?)
+    }
+
+    /// Every blob that a row needs, with its size where a row tells it.
+    pub async fn blob_sizes(&self) -> Result<Vec<(String, Option<i64>)>, StoreError> {
+        Ok(sqlx::query_as(sql!("blob_sizes"))
+            .fetch_all(self.readers())
+            .await?)
+    }
+
+    /// Present images with a current label, by tag in order of first use.
+    pub async fn label_counts(&self) -> Result<Vec<(String, i64)>, StoreError> {
+        Ok(sqlx::query_as(sql!("label_counts"))
+            .fetch_all(self.readers())
+            .await?)
+    }
+
+    /// Current labels of present images that were drawn on another content, unless confirmed.
+    pub async fn stale_labels(&self) -> Result<Vec<StaleLabel>, StoreError> {
+        Ok(sqlx::query_as(sql!("labels_stale"))
+            .fetch_all(self.readers())
+            .await?)
+    }
+
+    /// Whether any label was ever drawn on the image.
+    pub async fn has_labels(&self, image: &str) -> Result<bool, StoreError> {
+        Ok(sqlx::query_scalar(sql!("image_has_labels"))
+            .bind(image)
+            .fetch_one(self.readers())
+            .await?)
+    }
+
     /// The image, whatever its state.
     pub async fn image(&self, id: &str) -> Result<Option<ImageRecord>, StoreError> {
         Ok(sqlx::query_as(sql!("image_get"))
@@ -80,6 +154,15 @@ impl Database {
             .await?)
     }
 
+    /// When the image was last served to the client, milliseconds since 1970-01-01 UTC.
+    pub async fn last_serving(&self, image: &str, client: &str) -> Result<Option<i64>, StoreError> {
+        Ok(sqlx::query_scalar(sql!("serving_of"))
+            .bind(image)
+            .bind(client)
+            .fetch_one(self.readers())
+            .await?)
+    }
+
     /// How many servings there were in all.
     pub async fn serving_count(&self) -> Result<i64, StoreError> {
         Ok(sqlx::query_scalar(sql!("serving_count"))
@@ -108,6 +191,34 @@ pub async fn put_image(tx: &mut SqliteConnection, row: &ImageRecord) -> Result<(
         .bind(&row.sha256)
         .bind(&row.geometry)
         .bind(&row.info)
+        .execute(tx)
+        .await?;
+    Ok(())
+}
+
+/// Adds images of the studies folder whose ids are new: a JSON array of id, suffix, file name, size
+/// in bytes and time of the last change in milliseconds. An id that is known by now stays as it is.
+pub async fn add_study_images(tx: &mut SqliteConnection, rows: &str) -> Result<(), StoreError> {
+    sqlx::query(sql!("images_add_many"))
+        .bind(rows)
+        .execute(tx)
+        .await?;
+    Ok(())
+}
+
+/// Notes that somebody says that a label revision fits the image of this hash.
+pub async fn confirm_label(
+    tx: &mut SqliteConnection,
+    label_seq: i64,
+    image_sha256: &str,
+    author: &str,
+    now_ms: i64,
+) -> Result<(), StoreError> {
+    sqlx::query(sql!("label_confirm"))
+        .bind(label_seq)
+        .bind(image_sha256)
+        .bind(author)
+        .bind(now_ms)
         .execute(tx)
         .await?;
     Ok(())

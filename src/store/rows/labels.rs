@@ -45,6 +45,10 @@ pub struct LabelRecord {
     pub created_ms: i64,
     /// The client's key of the submit.
     pub idempotency_key: Option<String>,
+    /// Client, tool, time and distance from the proposal (JSON).
+    pub provenance: String,
+    /// Hash of the grid that it lies on; empty for revisions of schema 1.
+    pub geometry_sha256: String,
 }
 
 /// A revision to be added; number, parent and position follow from the revisions there are.
@@ -78,6 +82,10 @@ pub struct NewLabel {
     pub created_ms: i64,
     /// The client's key of the submit.
     pub idempotency_key: Option<String>,
+    /// Client, tool, time and distance from the proposal (JSON).
+    pub provenance: String,
+    /// Hash of the grid that it lies on.
+    pub geometry_sha256: String,
 }
 
 impl Database {
@@ -115,6 +123,21 @@ impl Database {
             .bind(image)
             .bind(tag)
             .fetch_all(self.readers())
+            .await?)
+    }
+
+    /// One revision of an image and tag, tombstone or not.
+    pub async fn label_revision(
+        &self,
+        image: &str,
+        tag: &str,
+        revision: i64,
+    ) -> Result<Option<LabelRecord>, StoreError> {
+        Ok(sqlx::query_as(sql!("label_revision"))
+            .bind(image)
+            .bind(tag)
+            .bind(revision)
+            .fetch_optional(self.readers())
             .await?)
     }
 
@@ -177,23 +200,39 @@ pub async fn current_labels_of(
         .await?)
 }
 
-/// Adds the next revision of its image and tag. A tag that was deleted starts at the end again.
+/// One revision as the transaction sees it.
+pub async fn label_revision(
+    tx: &mut SqliteConnection,
+    image: &str,
+    tag: &str,
+    revision: i64,
+) -> Result<Option<LabelRecord>, StoreError> {
+    Ok(sqlx::query_as(sql!("label_revision"))
+        .bind(image)
+        .bind(tag)
+        .bind(revision)
+        .fetch_optional(tx)
+        .await?)
+}
+
+/// Adds the next revision of its image and tag and makes it the current one. Its parent is the
+/// current one before it. A tag that was deleted starts at the end again.
 pub async fn add_label(
     tx: &mut SqliteConnection,
     new: &NewLabel,
 ) -> Result<LabelRecord, StoreError> {
-    let last: Option<LabelRecord> = sqlx::query_as(sql!("label_last"))
+    let last: Option<i64> = sqlx::query_scalar(sql!("label_last"))
         .bind(&new.image)
         .bind(&new.tag)
-        .fetch_optional(&mut *tx)
+        .fetch_one(&mut *tx)
         .await?;
-    let replaced = last.as_ref().filter(|last| !last.deleted);
-    Ok(sqlx::query_as(sql!("label_insert"))
+    let replaced = current_label(&mut *tx, &new.image, &new.tag).await?;
+    let row: LabelRecord = sqlx::query_as(sql!("label_insert"))
         .bind(&new.image)
         .bind(&new.tag)
-        .bind(last.as_ref().map_or(1, |last| last.revision + 1))
-        .bind(replaced.map(|last| last.revision))
-        .bind(replaced.map(|last| last.position))
+        .bind(last.unwrap_or_default() + 1)
+        .bind(replaced.as_ref().map(|row| row.revision))
+        .bind(replaced.as_ref().map(|row| row.position))
         .bind(new.deleted)
         .bind(&new.ext)
         .bind(&new.sha256)
@@ -207,8 +246,28 @@ pub async fn add_label(
         .bind(&new.image_sha256)
         .bind(new.created_ms)
         .bind(&new.idempotency_key)
-        .fetch_one(tx)
-        .await?)
+        .bind(&new.provenance)
+        .bind(&new.geometry_sha256)
+        .fetch_one(&mut *tx)
+        .await?;
+    point_label(tx, &new.image, &new.tag, row.revision).await?;
+    Ok(row)
+}
+
+/// Makes an existing revision the current one.
+pub async fn point_label(
+    tx: &mut SqliteConnection,
+    image: &str,
+    tag: &str,
+    revision: i64,
+) -> Result<(), StoreError> {
+    sqlx::query(sql!("label_point"))
+        .bind(image)
+        .bind(tag)
+        .bind(revision)
+        .execute(tx)
+        .await?;
+    Ok(())
 }
 
 /// Replaces what was merged into a revision (JSON).

@@ -1,1 +1,1 @@
-SELECT * FROM labels WHERE image = ? AND tag = ? ORDER BY revision DESC LIMIT 1
+SELECT max(revision) FROM labels WHERE image = ? AND tag = ?

@@ -58,6 +58,7 @@ impl TestServer {
             labels: labels.clone(),
             clock: Arc::new(ManualClock::new(NOW_MS)),
             seed: 7,
+            settle: std::time::Duration::ZERO,
         };
         let project = Project::open(open).await.unwrap();
         let registry = Registry::new(&project);
@@ -66,24 +67,13 @@ impl TestServer {
         create_untrained(&model, "pct-net-s", &network, &labels, 7).unwrap();
         registry.import_initial(&model).await.unwrap();
         let worker_alive = watch::Sender::new(true);
-        let app = App::new(AppParts {
-            project: project.clone(),
-            registry: registry.clone(),
-            sessions: Sessions::new(&project),
-            logs: LogRing::default(),
-            device: "cpu".to_owned(),
-            infer_slots,
-            cors_origins: vec!["https://viewer.example.org".parse().unwrap()],
-            worker: worker_alive.subscribe(),
-        });
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let address = listener.local_addr().unwrap();
         let (stop, stopped) = oneshot::channel::<()>();
-        let serving = tokio::spawn(serve::serve(listener, router::router(app), async {
+        let (http, serving) = listen(&project, infer_slots, &worker_alive, async {
             let _ = stopped.await;
-        }));
+        })
+        .await;
         Self {
-            http: Http { address },
+            http,
             project,
             registry,
             worker_alive,
@@ -91,6 +81,13 @@ impl TestServer {
             serving: Some(serving),
             folder,
         }
+    }
+
+    /// Another server of the same project, with other limits.
+    pub async fn again(&self, project: Project) -> Http {
+        listen(&project, 4, &self.worker_alive, std::future::pending())
+            .await
+            .0
     }
 
     /// Starts a worker that finishes every job at once.
@@ -112,6 +109,11 @@ impl TestServer {
     /// An image file of the size of the studies, with another content than all of them.
     pub fn image_bytes(&self) -> Vec<u8> {
         self.volume_bytes(99)
+    }
+
+    /// A label file that fits every study of this server, with another content for each value.
+    pub fn label_of(&self, value: u16) -> Vec<u8> {
+        self.volume_bytes(value)
     }
 
     fn volume_bytes(&self, value: u16) -> Vec<u8> {
@@ -137,6 +139,28 @@ impl std::ops::Deref for TestServer {
     fn deref(&self) -> &Http {
         &self.http
     }
+}
+
+async fn listen(
+    project: &Project,
+    infer_slots: usize,
+    worker_alive: &watch::Sender<bool>,
+    stop: impl Future<Output = ()> + Send + 'static,
+) -> (Http, JoinHandle<bool>) {
+    let app = App::new(AppParts {
+        project: project.clone(),
+        registry: Registry::new(project),
+        sessions: Sessions::new(project),
+        logs: LogRing::default(),
+        device: "cpu".to_owned(),
+        infer_slots,
+        cors_origins: vec!["https://viewer.example.org".parse().unwrap()],
+        worker: worker_alive.subscribe(),
+    });
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let serving = tokio::spawn(serve::serve(listener, router::router(app), stop));
+    (Http { address }, serving)
 }
 
 fn files_in(dir: &Path) -> Vec<PathBuf> {

@@ -72,6 +72,16 @@ impl Process {
         self.child.id()
     }
 
+    /// Asks it to stop, as a service manager does, and waits until it did.
+    pub fn terminate(mut self) {
+        let asked = Command::new("kill")
+            .arg(self.child.id().to_string())
+            .status()
+            .unwrap();
+        assert!(asked.success());
+        assert!(self.child.wait().unwrap().success(), "a clean stop");
+    }
+
     /// Kills it without warning, and waits until the system has taken it away.
     pub fn kill_9(mut self) {
         self.child.kill().unwrap();

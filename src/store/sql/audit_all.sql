@@ -1,1 +1,0 @@
-SELECT created_ms, actor, action, subject, detail, hash FROM audit ORDER BY seq

@@ -1,0 +1,1 @@
+SELECT * FROM labels WHERE image = ? AND tag = ? AND revision = ?

@@ -1,0 +1,1 @@
+SELECT seal FROM row_seals WHERE tbl = ? AND key = ?

@@ -1,0 +1,1 @@
+SELECT DISTINCT tbl FROM temp.unsealed

@@ -1,0 +1,1 @@
+SELECT key, seal FROM row_seals WHERE tbl = ?

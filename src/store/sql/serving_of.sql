@@ -1,0 +1,1 @@
+SELECT max(created_ms) FROM servings WHERE image = ? AND client = ?

@@ -1,0 +1,1 @@
+INSERT INTO splits (image, patient, part, reason, actor, created_ms) VALUES (?, ?, ?, ?, ?, ?)

@@ -1,0 +1,1 @@
+SELECT image FROM current_splits WHERE part = 'test'

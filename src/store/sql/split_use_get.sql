@@ -1,0 +1,1 @@
+SELECT used_for FROM split_uses WHERE image = ?

@@ -1,0 +1,344 @@
+//! Kills, ENOSPC and EIO at every system call of a submit, by `strace --inject`; and the order of its syncs.
+//!
+//! strace counts calls per thread and name, so each thread of the helper is traced by itself, after it said that it is
+//! ready: a plain run lists every call of every thread, and each of them is one point of the experiment.
+
+use std::collections::BTreeMap;
+use std::io::{BufRead, BufReader, Write};
+use std::path::Path;
+use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use crate::{Amount, site};
+
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// One system call of the plain run.
+struct Call {
+    /// Position of its thread in the order of their start.
+    thread: usize,
+    name: String,
+    /// 1, 2, ... per thread and name.
+    number: usize,
+    /// Whether it works on a file of the store: a disk can fail at it.
+    on_store: bool,
+}
+
+/// The helper, with what it said.
+struct Helper {
+    child: Child,
+    input: ChildStdin,
+    output: BufReader<ChildStdout>,
+}
+
+impl Helper {
+    fn start(dir: &Path) -> Self {
+        let mut child = Command::new(std::env::current_exe().unwrap())
+            .arg("submit")
+            .arg(dir)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        let mut helper = Self {
+            input: child.stdin.take().unwrap(),
+            output: BufReader::new(child.stdout.take().unwrap()),
+            child,
+        };
+        assert_eq!(helper.line().as_deref(), Some("ready"));
+        helper
+    }
+
+    /// Its threads in the order of their start.
+    fn threads(&self) -> Vec<u32> {
+        let tasks = std::fs::read_dir(format!("/proc/{}/task", self.child.id())).unwrap();
+        let mut threads: Vec<u32> = tasks
+            .map(|task| task.unwrap().file_name().to_str().unwrap().parse().unwrap())
+            .collect();
+        threads.sort_unstable();
+        threads
+    }
+
+    fn tell(&mut self) {
+        // It may be dead.
+        let _ = self.input.write_all(b"go\n");
+    }
+
+    /// The next line; none when it is dead.
+    fn line(&mut self) -> Option<String> {
+        let mut line = String::new();
+        self.output.read_line(&mut line).unwrap();
+        (!line.is_empty()).then(|| line.trim_end().to_owned())
+    }
+
+    fn end(mut self) {
+        drop(self.input);
+        self.child.wait().unwrap();
+    }
+}
+
+/// Attaches strace to threads and waits until it has them.
+fn attach(threads: &[u32], arguments: &[&str]) -> Child {
+    let mut strace = Command::new("strace");
+    strace.args(["-qq", "-y", "-s", "64"]).args(arguments);
+    for thread in threads {
+        strace.args(["-p", &thread.to_string()]);
+    }
+    let child = strace
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let start = Instant::now();
+    for thread in threads {
+        let traced = || {
+            let status =
+                std::fs::read_to_string(format!("/proc/{thread}/status")).unwrap_or_default();
+            status.lines().any(|line| {
+                line.strip_prefix("TracerPid:")
+                    .is_some_and(|pid| pid.trim() != "0")
+            })
+        };
+        while !traced() {
+            assert!(start.elapsed() < PATIENCE, "strace does not attach");
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+    child
+}
+
+/// Whether strace can do what is needed here.
+fn usable() -> Result<(), String> {
+    if Command::new("strace")
+        .arg("--version")
+        .stdout(Stdio::null())
+        .status()
+        .is_err()
+    {
+        return Err("there is no strace (apt-get install strace)".to_owned());
+    }
+    let mut child = Command::new("sleep").arg("60").spawn().unwrap();
+    let traced = Command::new("timeout")
+        .args([
+            "1",
+            "strace",
+            "-qq",
+            "-o",
+            "/dev/null",
+            "-p",
+            &child.id().to_string(),
+        ])
+        .stderr(Stdio::piped())
+        .output();
+    child.kill().unwrap();
+    child.wait().unwrap();
+    match traced {
+        Ok(output) if !String::from_utf8_lossy(&output.stderr).contains("attach") => Ok(()),
+        _ => Err("processes cannot be traced here (kernel.yama.ptrace_scope)".to_owned()),
+    }
+}
+
+/// Lines of a trace: thread, call with its arguments, and whether it is the end of a call that began before.
+fn lines(text: &str) -> Vec<(u32, &str, bool)> {
+    let parse = |line| {
+        let (thread, call) = str::split_once(line, ' ')?;
+        let call = call.trim_start();
+        Some((thread.parse().ok()?, call, call.starts_with("<... ")))
+    };
+    text.lines().filter_map(parse).collect()
+}
+
+fn name(call: &str) -> &str {
+    let call = call.strip_prefix("<... ").unwrap_or(call);
+    call.split(['(', ' ']).next().unwrap_or_default()
+}
+
+/// A submit without faults: its calls, and the order of its syncs.
+fn plain(template: &Path) -> (Vec<Call>, String) {
+    let folder = site::folder();
+    site::copy(template, folder.path());
+    let trace = folder.path().join("trace");
+    let mut helper = Helper::start(folder.path());
+    let threads = helper.threads();
+    let mut strace = attach(&threads, &["-o", trace.to_str().unwrap()]);
+    helper.tell();
+    assert_eq!(helper.line().as_deref(), Some("revision 2"));
+    helper.end();
+    strace.wait().unwrap();
+    let text = std::fs::read_to_string(&trace).unwrap();
+    let text = &text[..text
+        .find("\"revision 2\\n\"")
+        .expect("the answer is in the trace")];
+    let order = syncs(text);
+    let store = format!("{}/", folder.path().display());
+    let mut counts: BTreeMap<(usize, String), usize> = BTreeMap::new();
+    let mut calls = Vec::new();
+    for (thread, call, resumed) in lines(text) {
+        let thread = threads.iter().position(|known| *known == thread);
+        if resumed || !call.contains('(') {
+            continue;
+        }
+        let thread = thread.expect("no thread starts during a submit");
+        let count = counts.entry((thread, name(call).to_owned())).or_default();
+        *count += 1;
+        calls.push(Call {
+            thread,
+            name: name(call).to_owned(),
+            number: *count,
+            on_store: call.contains(&store),
+        });
+    }
+    (calls, order)
+}
+
+/// Which syncs were finished before the answer.
+fn syncs(before_answer: &str) -> String {
+    let mut begun: BTreeMap<u32, &str> = BTreeMap::new();
+    let mut done: Vec<&str> = Vec::new();
+    for (thread, call, resumed) in lines(before_answer) {
+        if !matches!(name(call), "fsync" | "fdatasync") {
+            continue;
+        }
+        if call.ends_with("<unfinished ...>") {
+            begun.insert(thread, call);
+        } else if !call.contains(" = 0") {
+            panic!("a sync failed: {call}");
+        } else if resumed {
+            done.extend(begun.remove(&thread));
+        } else {
+            done.push(call);
+        }
+    }
+    let count = |what: fn(&str) -> bool| done.iter().filter(|call| what(call)).count();
+    let path = |call: &str| {
+        let path = call.split(['<', '>']).nth(1).unwrap_or_default();
+        path.to_owned()
+    };
+    let depth_below_blobs = |call: &&&str| {
+        let path = path(call);
+        path.split_once("/blobs/")
+            .map(|(_, rest)| rest.split('/').count())
+    };
+    let files = done
+        .iter()
+        .filter(|call| depth_below_blobs(call) == Some(2))
+        .count();
+    let folders = done
+        .iter()
+        .filter(|call| depth_below_blobs(call) == Some(1))
+        .count();
+    let database = count(|call| call.contains("/fewlabel.db"));
+    let last = done.last().map(|call| path(call)).unwrap_or_default();
+    assert!(
+        files >= 2 && folders >= 2 && database >= 1 && last.contains("/fewlabel.db"),
+        "syncs before the answer: {done:#?}"
+    );
+    format!(
+        "{files} blob files, {folders} directories and the database ({database}) synced before the answer, the database last"
+    )
+}
+
+/// Injects one fault; returns what the helper said before it ended.
+fn inject(
+    template: &Path,
+    call: &Call,
+    fault: &str,
+    again: bool,
+) -> (tempfile::TempDir, Vec<String>) {
+    let folder = site::folder();
+    site::copy(template, folder.path());
+    let mut helper = Helper::start(folder.path());
+    let thread = helper.threads()[call.thread];
+    let filter = format!("trace={}", call.name);
+    let inject = format!("inject={}:{fault}:when={}", call.name, call.number);
+    let mut strace = attach(
+        &[thread],
+        &["-o", "/dev/null", "-e", &filter, "-e", &inject],
+    );
+    helper.tell();
+    let mut said: Vec<String> = helper.line().into_iter().collect();
+    if again && !said.is_empty() {
+        helper.tell();
+        said.extend(std::iter::from_fn(|| helper.line()));
+    }
+    helper.end();
+    strace.wait().unwrap();
+    (folder, said)
+}
+
+/// After a fault: the store opens, is whole, and holds the old label and, if acknowledged, the new one.
+fn check(runtime: &tokio::runtime::Runtime, dir: &Path, acknowledged: bool, at: &str) -> usize {
+    runtime.block_on(async {
+        let project = site::open(dir).await;
+        let stored = site::revisions(&project, "case_1", "final").await;
+        let whole = [(1, site::label(1)), (2, site::label(2))];
+        assert!(
+            stored == whole[..1] || stored == whole,
+            "{at}: {} revisions, or other bytes",
+            stored.len()
+        );
+        assert!(!acknowledged || stored.len() == 2, "{at}: lost");
+        assert_eq!(project.check().await.unwrap(), Vec::<String>::new(), "{at}");
+        project.close().await;
+        stored.len()
+    })
+}
+
+pub fn run(_: &Amount) -> Result<String, String> {
+    usable()?;
+    let template = site::folder();
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    site::make_studies(template.path());
+    runtime.block_on(async {
+        let project = site::open(template.path()).await;
+        site::submit(&project, "case_1", "final", &site::label(1), "first")
+            .await
+            .unwrap();
+        project.close().await;
+    });
+    let (calls, order) = plain(template.path());
+    println!("fault: order: {order}");
+    let mut stored_at_kill = 0;
+    let mut missed = 0;
+    for call in &calls {
+        let at = format!(
+            "kill at {} {} of thread {}",
+            call.name, call.number, call.thread
+        );
+        let (folder, said) = inject(template.path(), call, "signal=SIGKILL", false);
+        missed += usize::from(!said.is_empty());
+        let stored = check(&runtime, folder.path(), !said.is_empty(), &at);
+        stored_at_kill += usize::from(stored == 2 && said.is_empty());
+    }
+    println!(
+        "fault: kills at {n} of {n} system calls of a submit: 0 lost, 0 torn, {n} stores start ({missed} calls came after the answer or not at all, {stored_at_kill} labels were kept without an answer)",
+        n = calls.len()
+    );
+    let mut answers: BTreeMap<String, usize> = BTreeMap::new();
+    let mut points = 0;
+    for error in ["ENOSPC", "EIO"] {
+        for call in calls.iter().filter(|call| call.on_store) {
+            let at = format!(
+                "{error} at {} {} of thread {}",
+                call.name, call.number, call.thread
+            );
+            let (folder, said) = inject(template.path(), call, &format!("error={error}"), true);
+            assert_eq!(said.len(), 3, "{at}: the helper ended: {said:?}");
+            let answer = said[0].split(' ').take(2).collect::<Vec<_>>().join(" ");
+            assert!(
+                ["revision 2", "refused 507", "refused 503"].contains(&answer.as_str()),
+                "{at}: {}",
+                said[0]
+            );
+            *answers.entry(answer).or_default() += 1;
+            assert_eq!(said[2], "revision 2", "{at}: it goes on without a restart");
+            check(&runtime, folder.path(), true, &at);
+            points += 1;
+        }
+    }
+    Ok(format!(
+        "kills at {n} of {n} calls, ENOSPC and EIO at {points} of {points} calls on the store ({answers:?}): 0 lost, 0 torn, 0 stores that do not start, all go on without a restart",
+        n = calls.len()
+    ))
+}
