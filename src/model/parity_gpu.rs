@@ -35,13 +35,13 @@ fn gpu_network_outputs() {
     if !vulkan_found() {
         return;
     }
-    for name in ["mode0_32x32x32", "mode2_16x64x64"] {
-        let Some(fixture) = fixture(name) else { return };
-        for (precision, bound) in [(Precision::F32, 1e-5), (Precision::F16, 1e-2)] {
-            let away = away(&fixture, precision);
-            eprintln!("{name} in {precision}: {away:?}");
-            assert!(away.iter().all(|a| *a <= bound), "{precision}: {away:?}");
-        }
+    let Some(fixture) = fixture("mode0_32x32x32") else {
+        return;
+    };
+    for (precision, bound) in [(Precision::F32, 1e-5), (Precision::F16, 1e-2)] {
+        let away = away(&fixture, precision);
+        eprintln!("in {precision}: {away:?}");
+        assert!(away.iter().all(|a| *a <= bound), "{precision}: {away:?}");
     }
 }
 
