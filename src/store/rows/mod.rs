@@ -70,6 +70,7 @@ impl Database {
     /// # Errors
     /// [`StoreError::Newer`] when a later release wrote it.
     pub async fn open(path: &Path) -> Result<Self, StoreError> {
+        schema::check(path).await?;
         let options = SqliteConnectOptions::new()
             .filename(path)
             .create_if_missing(true)
