@@ -352,6 +352,7 @@ async fn reads_are_noted_together_and_kept_when_the_log_cannot_be_written() {
     );
     // A clean stop loses none.
     reader.note("read-image", "a", json!({})).unwrap();
+    drop(reader);
     let bench = bench.reopen().await;
     assert_eq!(bench.audit().await.len(), 6);
 }
