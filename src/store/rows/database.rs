@@ -9,7 +9,7 @@ use sqlx::sqlite::{
 };
 use sqlx::{ConnectOptions, Connection};
 
-use super::schema::MIGRATIONS;
+use super::schema::{self, MIGRATIONS};
 use super::{BrokenSeal, WriteTransaction, seal, sql};
 use crate::store::StoreError;
 
@@ -32,6 +32,7 @@ impl Database {
     /// # Errors
     /// [`StoreError::Newer`] when a later release wrote it.
     pub async fn open(path: &Path) -> Result<Self, StoreError> {
+        schema::check(path).await?;
         let options = SqliteConnectOptions::new()
             .filename(path)
             .create_if_missing(true)
