@@ -7,7 +7,7 @@
 //! be written are kept; when there are [`MAX_NOTES`] of them, reading is refused rather than
 //! forgotten.
 
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use serde_json::Value;
@@ -73,10 +73,20 @@ impl Project {
         });
         drop(notes);
         if first && let Ok(runtime) = tokio::runtime::Handle::try_current() {
-            let project = self.clone();
+            // Weak: waiting notes must not keep a closed project, and its lock, open.
+            let inner = Arc::downgrade(&self.inner);
+            let (limits, actor) = (self.limits, self.actor.clone());
             runtime.spawn(async move {
                 loop {
                     tokio::time::sleep(WRITE_AFTER).await;
+                    let Some(inner) = inner.upgrade() else {
+                        return;
+                    };
+                    let project = Project {
+                        inner,
+                        limits,
+                        actor: actor.clone(),
+                    };
                     match project.write_notes().await {
                         Ok(()) => return,
                         Err(error) => tracing::warn!("the audit log waits: {error}"),

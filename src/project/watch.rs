@@ -137,7 +137,7 @@ mod linux {
                 inotify::add_watch(&source, folder, what)?;
                 #[expect(
                     deprecated,
-                    reason = "its successor is unsafe; this descriptor is owned and stays open"
+                    reason = "its successor asks for a promise that a descriptor of our own keeps anyway"
                 )]
                 let source = AsyncFd::new(source)?;
                 Ok(Self(source))

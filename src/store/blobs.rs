@@ -14,7 +14,7 @@ use sha2::{Digest, Sha256};
 use tokio::io::AsyncReadExt;
 
 use super::StoreError;
-use super::staging::{Staged, hex};
+use super::staging::{Staged, hex, sync_dir};
 
 /// Bytes in memory per write.
 const PART_BYTES: usize = 8 << 20;
@@ -66,12 +66,21 @@ impl Blobs {
         self.dir.join(folder(sha256)).join(sha256)
     }
 
-    /// Makes an existing blob young again, so that a sweep leaves it for the row that follows.
+    /// Makes an existing blob young again, so that a sweep leaves it for the row that follows. It is
+    /// synced again: who put it first may have been killed before its name was on the disk.
     async fn renew(&self, sha256: &str) -> Result<bool, StoreError> {
-        let path = self.path(sha256);
+        let (path, dir) = (self.path(sha256), self.dir.clone());
         tokio::task::spawn_blocking(move || {
             match std::fs::File::options().append(true).open(&path) {
-                Ok(file) => Ok(file.set_modified(SystemTime::now()).map(|()| true)?),
+                Ok(file) => {
+                    file.set_modified(SystemTime::now())?;
+                    file.sync_all()?;
+                    if let Some(folder) = path.parent() {
+                        sync_dir(folder)?;
+                    }
+                    sync_dir(&dir)?;
+                    Ok(true)
+                }
                 Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(false),
                 Err(error) => Err(error.into()),
             }

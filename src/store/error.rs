@@ -152,7 +152,9 @@ impl From<sqlx::Error> for StoreError {
                 .and_then(|code| code.parse::<i32>().ok())
                 .map(|code| code & 0xff)
             {
-                Some(5 | 6) => Self::Unavailable("the database is busy".to_owned()),
+                // Busy, locked, and a lock that cannot be had.
+                Some(5 | 6 | 15) => Self::Unavailable("the database is busy".to_owned()),
+                // Input or output failed; the file cannot be opened.
                 Some(10 | 14) => Self::Unavailable(chain(&error)),
                 Some(11 | 26) => Self::Damaged(chain(&error)),
                 Some(13) => Self::NoSpace(chain(&error)),

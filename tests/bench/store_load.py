@@ -26,6 +26,8 @@ import time
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 SHAPE = (64, 64, 32)
 BOUNDARY = "store-load-boundary"
+# A file has 65,000 links at most on some file systems.
+LINKS = 50_000
 
 
 def nifti(dtype: int, bits: int, voxels: bytes) -> bytes:
@@ -58,13 +60,17 @@ def label(number: int) -> bytes:
 
 
 def make_studies(folder: pathlib.Path, images: int) -> None:
-    """Every image is a link to one file: what counts here is their number."""
+    """Images are links to a few files: what counts here is their number."""
     folder.mkdir()
     pixels = b"".join(struct.pack("<h", n * 7919 % 400 - 200) for n in range(count_voxels()))
-    first = folder / "study_000000.nii.gz"
-    first.write_bytes(nifti(4, 16, pixels))
-    for n in range(1, images):
-        os.link(first, folder / f"study_{n:06}.nii.gz")
+    content = nifti(4, 16, pixels)
+    for n in range(images):
+        path = folder / f"study_{n:06}.nii.gz"
+        if n % LINKS == 0:
+            path.write_bytes(content)
+            first = path
+        else:
+            os.link(first, path)
 
 
 class Server:

@@ -1,5 +1,6 @@
 //! Folders with a few small studies, and labels for them.
 
+use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -7,6 +8,9 @@ use fewlabel::clock::SystemClock;
 use fewlabel::imaging::{Geometry, LabelFormat, Volume, write_label, write_scan};
 use fewlabel::model::LabelSchema;
 use fewlabel::project::{ImageId, LabelRow, OpenProject, Project, SubmitLabel, Tag};
+use flate2::Compression;
+use flate2::read::GzDecoder;
+use flate2::write::GzEncoder;
 
 pub const STUDIES: [&str; 3] = ["case_1", "case_2", "case_3"];
 pub const SHAPE: [usize; 3] = [3, 4, 5];
@@ -49,7 +53,14 @@ pub fn label(variant: u32) -> Vec<u8> {
         *voxel = (variant >> bit & 1) as u16;
     }
     voxels[40] = 2;
-    label_of(SHAPE, voxels)
+    // Packed as another program would: the file as sent and the normalised one are two blobs.
+    let mut plain = Vec::new();
+    GzDecoder::new(label_of(SHAPE, voxels).as_slice())
+        .read_to_end(&mut plain)
+        .unwrap();
+    let mut packed = GzEncoder::new(Vec::new(), Compression::none());
+    packed.write_all(&plain).unwrap();
+    packed.finish().unwrap()
 }
 
 pub fn label_of(shape: [usize; 3], voxels: Vec<u16>) -> Vec<u8> {
@@ -92,7 +103,7 @@ pub async fn submit(
     project.submit_label(submit).await
 }
 
-/// The revisions of a label with their bytes, and that the store finds nothing wrong with itself.
+/// The revisions of a label with their bytes, oldest first.
 pub async fn revisions(project: &Project, image: &str, tag: &str) -> Vec<(i64, Vec<u8>)> {
     let (image, tag) = (ImageId::parse(image).unwrap(), Tag::parse(tag).unwrap());
     let history = project.history(&image, &tag).await.unwrap();

@@ -3,25 +3,37 @@
 //! strace counts calls per thread and name, so each thread of the helper is traced by itself, after it said that it is
 //! ready: a plain run lists every call of every thread, and each of them is one point of the experiment.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::{BufRead, BufReader, Write};
+use std::panic::AssertUnwindSafe;
 use std::path::Path;
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use crate::{Amount, site};
 
 const PATIENCE: Duration = Duration::from_secs(60);
+/// Experiments at the same time.
+const AT_A_TIME: usize = 4;
 
 /// One system call of the plain run.
 struct Call {
     /// Position of its thread in the order of their start.
     thread: usize,
+    /// How many threads there were.
+    of: usize,
     name: String,
     /// 1, 2, ... per thread and name.
     number: usize,
     /// Whether it works on a file of the store: a disk can fail at it.
     on_store: bool,
+}
+
+impl std::fmt::Display for Call {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} {} of thread {}", self.name, self.number, self.thread)
+    }
 }
 
 /// The helper, with what it said.
@@ -92,13 +104,13 @@ fn attach(threads: &[u32], arguments: &[&str]) -> Child {
         .unwrap();
     let start = Instant::now();
     for thread in threads {
-        let traced = || {
-            let status =
-                std::fs::read_to_string(format!("/proc/{thread}/status")).unwrap_or_default();
-            status.lines().any(|line| {
+        // A thread that is gone was reached by its fault.
+        let traced = || match std::fs::read_to_string(format!("/proc/{thread}/status")) {
+            Ok(status) => status.lines().any(|line| {
                 line.strip_prefix("TracerPid:")
                     .is_some_and(|pid| pid.trim() != "0")
-            })
+            }),
+            Err(_) => true,
         };
         while !traced() {
             assert!(start.elapsed() < PATIENCE, "strace does not attach");
@@ -173,17 +185,23 @@ fn plain(template: &Path) -> (Vec<Call>, String) {
     let order = syncs(text);
     let store = format!("{}/", folder.path().display());
     let mut counts: BTreeMap<(usize, String), usize> = BTreeMap::new();
+    let mut waiting: BTreeSet<u32> = threads.iter().copied().collect();
     let mut calls = Vec::new();
     for (thread, call, resumed) in lines(text) {
-        let thread = threads.iter().position(|known| *known == thread);
         if resumed || !call.contains('(') {
             continue;
         }
-        let thread = thread.expect("no thread starts during a submit");
-        let count = counts.entry((thread, name(call).to_owned())).or_default();
+        let position = threads.iter().position(|known| *known == thread);
+        let position = position.expect("no thread starts during a submit");
+        let count = counts.entry((position, name(call).to_owned())).or_default();
         *count += 1;
+        // What each thread waited in before the submit began is no call of the submit.
+        if waiting.remove(&thread) {
+            continue;
+        }
         calls.push(Call {
-            thread,
+            thread: position,
+            of: threads.len(),
             name: name(call).to_owned(),
             number: *count,
             on_store: call.contains(&store),
@@ -239,6 +257,21 @@ fn syncs(before_answer: &str) -> String {
     )
 }
 
+/// A helper on a copy of the template that has so many threads: now and then the pool of connections opens one more.
+fn ready(template: &Path, threads: usize) -> (tempfile::TempDir, Helper) {
+    let start = Instant::now();
+    loop {
+        let folder = site::folder();
+        site::copy(template, folder.path());
+        let helper = Helper::start(folder.path());
+        if helper.threads().len() == threads {
+            return (folder, helper);
+        }
+        helper.end();
+        assert!(start.elapsed() < PATIENCE, "it never has {threads} threads");
+    }
+}
+
 /// Injects one fault; returns what the helper said before it ended.
 fn inject(
     template: &Path,
@@ -246,9 +279,7 @@ fn inject(
     fault: &str,
     again: bool,
 ) -> (tempfile::TempDir, Vec<String>) {
-    let folder = site::folder();
-    site::copy(template, folder.path());
-    let mut helper = Helper::start(folder.path());
+    let (folder, mut helper) = ready(template, call.of);
     let thread = helper.threads()[call.thread];
     let filter = format!("trace={}", call.name);
     let inject = format!("inject={}:{fault}:when={}", call.name, call.number);
@@ -299,31 +330,31 @@ pub fn run(_: &Amount) -> Result<String, String> {
     });
     let (calls, order) = plain(template.path());
     println!("fault: order: {order}");
-    let mut stored_at_kill = 0;
-    let mut missed = 0;
-    for call in &calls {
-        let at = format!(
-            "kill at {} {} of thread {}",
-            call.name, call.number, call.thread
-        );
+    let started = Instant::now();
+    let (mut unanswered, mut missed) = (0, 0);
+    for (stored, answered) in at_each(&calls.iter().collect::<Vec<_>>(), |call| {
+        let at = format!("kill at {call}");
         let (folder, said) = inject(template.path(), call, "signal=SIGKILL", false);
-        missed += usize::from(!said.is_empty());
-        let stored = check(&runtime, folder.path(), !said.is_empty(), &at);
-        stored_at_kill += usize::from(stored == 2 && said.is_empty());
+        let answered = !said.is_empty();
+        (check(&runtime, folder.path(), answered, &at), answered)
+    }) {
+        missed += usize::from(answered);
+        unanswered += usize::from(stored == 2 && !answered);
     }
+    let seconds = started.elapsed().as_secs();
     println!(
-        "fault: kills at {n} of {n} system calls of a submit: 0 lost, 0 torn, {n} stores start ({missed} calls came after the answer or not at all, {stored_at_kill} labels were kept without an answer)",
+        "fault: kill -9 at {n} of {n} system calls of a submit: 0 lost, 0 torn, {n} of {n} stores start ({missed} came after the answer or not at all, as threads meet differently in every run; {unanswered} labels were kept without an answer; {seconds} s)",
         n = calls.len()
     );
     let mut answers: BTreeMap<String, usize> = BTreeMap::new();
-    let mut points = 0;
+    // A lock is in memory: a disk cannot fail at fcntl.
+    let disk = |call: &&Call| call.on_store && call.name != "fcntl";
+    let on_store: Vec<&Call> = calls.iter().filter(disk).collect();
     for error in ["ENOSPC", "EIO"] {
-        for call in calls.iter().filter(|call| call.on_store) {
-            let at = format!(
-                "{error} at {} {} of thread {}",
-                call.name, call.number, call.thread
-            );
-            let (folder, said) = inject(template.path(), call, &format!("error={error}"), true);
+        for answer in at_each(&on_store, |call| {
+            let at = format!("{error} at {call}");
+            let fault = format!("error={error}");
+            let (folder, said) = inject(template.path(), call, &fault, true);
             assert_eq!(said.len(), 3, "{at}: the helper ended: {said:?}");
             let answer = said[0].split(' ').take(2).collect::<Vec<_>>().join(" ");
             assert!(
@@ -331,14 +362,43 @@ pub fn run(_: &Amount) -> Result<String, String> {
                 "{at}: {}",
                 said[0]
             );
-            *answers.entry(answer).or_default() += 1;
             assert_eq!(said[2], "revision 2", "{at}: it goes on without a restart");
             check(&runtime, folder.path(), true, &at);
-            points += 1;
+            if std::env::var_os("FEWLABEL_FAULT_VERBOSE").is_some() {
+                println!("fault: {at}: {}", said[0]);
+            }
+            answer
+        }) {
+            *answers.entry(answer).or_default() += 1;
         }
     }
     Ok(format!(
-        "kills at {n} of {n} calls, ENOSPC and EIO at {points} of {points} calls on the store ({answers:?}): 0 lost, 0 torn, 0 stores that do not start, all go on without a restart",
-        n = calls.len()
+        "kill -9 at {n} of {n} calls, ENOSPC and EIO at {points} of {points} calls on the store ({answers:?}): 0 lost, 0 torn, 0 stores that do not start, all go on without a restart",
+        n = calls.len(),
+        points = 2 * on_store.len()
     ))
+}
+
+/// What `experiment` gives at each call, a few at a time. Every failure is told before the first one ends the test.
+fn at_each<T: Send>(calls: &[&Call], experiment: impl Fn(&Call) -> T + Sync) -> Vec<T> {
+    let next = AtomicUsize::new(0);
+    let work = || {
+        let mut found = Vec::new();
+        while let Some(call) = calls.get(next.fetch_add(1, Ordering::Relaxed)) {
+            found.push(std::panic::catch_unwind(AssertUnwindSafe(|| {
+                experiment(call)
+            })));
+        }
+        found
+    };
+    let found: Vec<_> = std::thread::scope(|scope| {
+        let threads: Vec<_> = (0..AT_A_TIME).map(|_| scope.spawn(work)).collect();
+        threads
+            .into_iter()
+            .flat_map(|thread| thread.join().unwrap())
+            .collect()
+    });
+    let failed = found.iter().filter(|outcome| outcome.is_err()).count();
+    assert!(failed == 0, "{failed} of {} points failed", calls.len());
+    found.into_iter().map(Result::unwrap).collect()
 }

@@ -505,7 +505,7 @@ async fn any_flipped_byte_is_found() {
     }
     std::fs::write(&database, &bytes).unwrap();
     println!("database: of {flips} flipped bytes {found} found, {harmless} in no row");
-    assert!(found > flips / 4, "{found} of {flips}");
+    assert!(found > 50, "{found} of {flips}");
 
     // Missing and superfluous files, and the exit codes.
     let orphan = data.join("blobs/ab").join("ab".repeat(32));

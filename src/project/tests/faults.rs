@@ -310,3 +310,74 @@ async fn the_check_finds_a_flipped_byte_and_a_lost_blob() {
     std::fs::remove_file(&path).unwrap();
     assert!(bench.project.check().await.unwrap()[0].contains("it is missing"));
 }
+
+#[tokio::test]
+async fn reads_are_noted_together_and_kept_when_the_log_cannot_be_written() {
+    let bench = Bench::with(&["a.nii.gz"]).await;
+    let reader = bench.project.acting_as("ann");
+    for _ in 0..3 {
+        reader.note("read-image", "a", json!({})).unwrap();
+        bench.clock.advance_ms(10);
+    }
+    assert_eq!(bench.audit().await, [], "nobody waits for the log");
+    // A full disk: the notes stay, in their order, before the newer ones.
+    let full = "PRAGMA max_page_count = 1";
+    let mut tx = bench.project.store().database.begin().await.unwrap();
+    sqlx::query(full).execute(&mut *tx).await.unwrap();
+    drop(tx);
+    let long = "x".repeat(1 << 20);
+    reader.note("read-label", &long, json!({})).unwrap();
+    assert!(matches!(
+        reader.write_notes().await,
+        Err(ProjectError::NoSpace(_))
+    ));
+    reader.note("read-label", "a", json!({})).unwrap();
+    reader.write_notes().await.unwrap();
+    let rows: Vec<_> = bench
+        .audit()
+        .await
+        .into_iter()
+        .map(|(_, action, subject)| (action, subject.len()))
+        .collect();
+    let read = |what: &str, length| (format!("read-{what}"), length);
+    assert_eq!(
+        rows,
+        [
+            read("image", 1),
+            read("image", 1),
+            read("image", 1),
+            read("label", 1 << 20),
+            read("label", 1)
+        ]
+    );
+    // A clean stop loses none.
+    reader.note("read-image", "a", json!({})).unwrap();
+    drop(reader);
+    let bench = bench.reopen().await;
+    assert_eq!(bench.audit().await.len(), 6);
+}
+
+#[tokio::test]
+async fn a_correction_is_compared_with_the_proposal_that_is_stored() {
+    let bench = Bench::with(&["a.nii.gz"]).await;
+    let made_by = MadeBy {
+        model: "m".to_owned(),
+        version: Some(3),
+        sha256: Some("f0".to_owned()),
+    };
+    let staged = bench.label(&[1, 1, 2]).await;
+    let proposal = SubmitLabel {
+        origin: Origin::Auto(made_by.clone()),
+        ..SubmitLabel::new(id("a"), Tag::original(), staged, "x.nii.gz", "m")
+    };
+    let proposal = bench.project.submit_label(proposal).await.unwrap();
+    assert_eq!(proposal.provenance, Provenance::default());
+    let corrected = bench.submit("a", "final", &[1, 2, 2, 2]).await.unwrap();
+    assert_eq!(corrected.provenance.voxels_changed, Some(2));
+    assert_eq!(corrected.provenance.proposal, Some(made_by));
+    assert_eq!(corrected.geometry_sha256, proposal.geometry_sha256);
+    // A stored proposal that is damaged costs the comparison, not the label.
+    std::fs::write(bench.project.training_label_path(&proposal), "x").unwrap();
+    let again = bench.submit("a", "final", &[2, 2, 2]).await.unwrap();
+    assert_eq!(again.provenance.voxels_changed, None);
+}

@@ -9,7 +9,7 @@ use sqlx::sqlite::{
 };
 use sqlx::{ConnectOptions, Connection};
 
-use super::schema::MIGRATIONS;
+use super::schema::{self, MIGRATIONS};
 use super::{BrokenSeal, WriteTransaction, seal, sql};
 use crate::store::StoreError;
 
@@ -32,6 +32,7 @@ impl Database {
     /// # Errors
     /// [`StoreError::Newer`] when a later release wrote it.
     pub async fn open(path: &Path) -> Result<Self, StoreError> {
+        schema::check(path).await?;
         let options = SqliteConnectOptions::new()
             .filename(path)
             .create_if_missing(true)
@@ -39,7 +40,8 @@ impl Database {
             .synchronous(SqliteSynchronous::Full)
             .foreign_keys(true)
             .busy_timeout(BUSY_TIMEOUT)
-            .pragma("temp_store", "MEMORY");
+            .pragma("temp_store", "MEMORY")
+            .disable_statement_logging();
         let mut first = options.connect().await?;
         MIGRATIONS.run(&mut first).await?;
         seal::seal_all_once(&mut first).await?;
@@ -73,7 +75,8 @@ impl Database {
         let options = SqliteConnectOptions::new()
             .filename(path)
             .read_only(true)
-            .busy_timeout(BUSY_TIMEOUT);
+            .busy_timeout(BUSY_TIMEOUT)
+            .disable_statement_logging();
         let readers = pool(READERS).connect_with(options).await?;
         Ok(Self {
             writer: readers.clone(),
