@@ -76,15 +76,22 @@ pub fn submit(dir: &Path) {
         if !told() {
             return;
         }
+        // The one fault may come only now; what fails once is asked again.
         let image = ImageId::parse("case_1").unwrap();
-        let current = project.label(&image, &Tag::accepted()).await;
+        let mut current = project.label(&image, &Tag::accepted()).await;
+        if current.is_err() {
+            current = project.label(&image, &Tag::accepted()).await;
+        }
         say(&format!(
             "current {}",
             current.unwrap().map_or(0, |row| row.revision)
         ));
-        say(&outcome(
-            site::submit(&project, "case_1", "final", &bytes, "key").await,
-        ));
+        let again = || site::submit(&project, "case_1", "final", &bytes, "key");
+        let mut repeated = again().await;
+        if repeated.is_err() {
+            repeated = again().await;
+        }
+        say(&outcome(repeated));
     });
 }
 
