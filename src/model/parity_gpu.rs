@@ -88,17 +88,14 @@ fn gpu_training_step() {
     };
     let want = whole(&want);
     let norm = distance(&want, &vec![0.0; want.len()]);
-    for (precision, bound) in [(Precision::F32, 1e-3), (Precision::F16, 5e-2)] {
-        let (ours, grads, ours_after) = step::<Vulkan>(&fixture, precision);
-        let away = distance(&whole(&grads), &want) / norm;
-        eprintln!(
-            "{precision}: loss {ours} and {loss}, gradient {away:e} away, then {ours_after} and {after}"
-        );
-        assert!((ours - loss).abs() <= bound, "{ours} and {loss}");
-        assert!(away <= bound, "{precision}: {away}");
-        assert!(
-            (ours_after - after).abs() <= bound,
-            "{ours_after} and {after}"
-        );
-    }
+    // Half precision would need its gradients scaled; training is in float32 or bf16, and lavapipe has no bf16.
+    let (ours, grads, ours_after) = step::<Vulkan>(&fixture, Precision::F32);
+    let away = distance(&whole(&grads), &want) / norm;
+    eprintln!("loss {ours} and {loss}, gradient {away:e} away, then {ours_after} and {after}");
+    assert!((ours - loss).abs() <= 1e-4, "{ours} and {loss}");
+    assert!(away <= 1e-3, "{away}");
+    assert!(
+        (ours_after - after).abs() <= 1e-4,
+        "{ours_after} and {after}"
+    );
 }
