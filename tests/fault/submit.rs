@@ -33,7 +33,8 @@ fn outcome(result: Result<fewlabel::project::LabelRow, ProjectError>) -> String 
         Err(error) => {
             let class = match error {
                 ProjectError::NoSpace(_) => "507",
-                ProjectError::Unavailable(_) => "503",
+                // SQLite takes a read that fails with EIO for damage.
+                ProjectError::Unavailable(_) | ProjectError::Damaged(_) => "503",
                 ProjectError::Internal(_) => "500",
                 _ => "4xx",
             };
