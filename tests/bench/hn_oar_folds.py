@@ -59,7 +59,7 @@ def subset(data: Path, names: list[str], folder: Path, annotated: dict[str, list
 def run(command: list[object]) -> tuple[str, float, float]:
     """Standard output of a command, its processor seconds and its wall seconds."""
     before, start = resource.getrusage(resource.RUSAGE_CHILDREN), time.time()
-    done = subprocess.run([str(part) for part in command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    done = subprocess.run([str(part) for part in command], capture_output=True, text=True)
     if done.returncode != 0:
         raise SystemExit(f"{shlex.join(str(part) for part in command)}\n{done.stdout}{done.stderr}")
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
