@@ -40,7 +40,7 @@ pub async fn info(State(app): State<App>) -> Result<Json<Value>, ApiError> {
         "labels": app.project.schema().names(),
         "models": models,
         "trainers": trainers,
-        "strategies": described(strategy::NAMES.map(|name| (name, strategy_description(name)))),
+        "strategies": described(strategy::ALL.iter().map(|s| (s.name, s.description))),
         "scoring": described(scoring::METHODS),
         "train_stats": stats,
         "datastore": counts(&app.project.counts().await?),
@@ -65,22 +65,11 @@ pub fn nothing(reason: &str) -> Value {
     })
 }
 
-fn described<const N: usize>(entries: [(&str, &str); N]) -> Value {
+fn described(entries: impl IntoIterator<Item = (&'static str, &'static str)>) -> Value {
     let entry = |(name, description): (&str, &str)| {
         (name.to_owned(), json!({ "description": description }))
     };
-    Value::Object(entries.map(entry).into_iter().collect())
-}
-
-fn strategy_description(name: &str) -> &'static str {
-    match name {
-        "random" => {
-            "A random image without label; those that were offered long ago or never come first"
-        }
-        "first" => "The first image without label, by id",
-        "last" => "The last image without label, by id",
-        _ => "An image without label",
-    }
+    Value::Object(entries.into_iter().map(entry).collect())
 }
 
 /// The counts of `/info/` and `/datastore/`.

@@ -4,6 +4,7 @@
 
 mod support;
 
+mod active_learning;
 mod cli_serve;
 mod convert;
 mod evaluate;
@@ -21,5 +22,6 @@ mod rest_info;
 mod rest_model;
 mod rest_session;
 mod rest_train;
+mod simulate;
 mod train;
 mod upkeep;
