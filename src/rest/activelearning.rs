@@ -12,7 +12,7 @@ use crate::rounds::strategy;
 
 /// Next image to annotate.
 #[utoipa::path(post, path = "/activelearning/{strategy}", tag = "ActiveLearning",
-    request_body(content = String, content_type = "application/json", description = "optional object: client_id, model"),
+    request_body(content = String, content_type = "application/json", description = "optional object: client_id"),
     params(("strategy" = String, Path, description = "a name under strategies in /info/")),
     responses((status = 200, description = "the image, with where the model is least sure of it under uncertainty, or {} when every image is labeled"),
         (status = 404, description = "unknown strategy")))]
@@ -26,8 +26,8 @@ pub async fn next(
         .get("client_id")
         .and_then(Value::as_str)
         .unwrap_or("admin");
-    let model = params.get("model").and_then(Value::as_str);
-    let Some(choice) = strategy::next(&app.project, &name, client, model).await? else {
+    let taken = Default::default();
+    let Some(choice) = strategy::next(&app.project, &name, client, &taken).await? else {
         return Ok(Json(json!({})));
     };
     if choice.scores_missing {

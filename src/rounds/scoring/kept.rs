@@ -130,18 +130,16 @@ pub async fn keep(
     Ok(tx.commit().await.map_err(StoreError::from)?)
 }
 
-/// What the model said of these images as they are now, whichever version it was; of `only` one where it is given.
+/// What the model said of these images as they are now, whichever version it was; `only` of one, to read less.
 pub async fn kept(
     project: &Project,
     model: &str,
-    images: &[ImageRow],
-    only: Option<&ImageRow>,
+    images: impl IntoIterator<Item = &ImageRow>,
+    only: Option<&str>,
 ) -> Result<HashMap<String, Kept>, ProjectError> {
-    let only_id = only.map(|image| image.id.as_str());
-    let rows = project.store().database.scores(model, only_id).await?;
+    let rows = project.store().database.scores(model, only).await?;
     let by_id: HashMap<&str, &ImageRow> = images
-        .iter()
-        .chain(only)
+        .into_iter()
         .map(|image| (image.id.as_str(), image))
         .collect();
     Ok(rows
@@ -242,7 +240,7 @@ mod tests {
             ..b.clone()
         };
         assert!(
-            kept(project, "tiny", &[changed], None)
+            kept(project, "tiny", [&changed], None)
                 .await
                 .unwrap()
                 .is_empty()

@@ -3,12 +3,12 @@
 //! Every serving is recorded: in the image's info, as clients know it, and as a row, so that the
 //! next choice of the same strategy prefers what it served longest ago.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use serde_json::{Value, json};
 
 use super::pool::{Candidate, Labelled, Pool};
-use super::{StrategyError, record, table};
+use super::{Strategy, StrategyError, record, table};
 use crate::project::{ImageId, ImageRow, LabelRow, Map, Project, ProjectError, Tag};
 use crate::rng::Rng;
 use crate::rounds::registry::{ModelVersion, Registry};
@@ -25,8 +25,8 @@ pub struct Choice {
     pub scores_missing: bool,
 }
 
-/// The next image for a client; none when every image but the test images has an accepted label. `model` is the one whose
-/// scores count; the first of the server when it is not given.
+/// The next image for a client, none of those in `taken`; none when every other image but the test images has an accepted
+/// label.
 ///
 /// # Errors
 /// [`StrategyError::Unknown`] for a name that no strategy has.
@@ -34,88 +34,155 @@ pub async fn next(
     project: &Project,
     name: &str,
     client: &str,
-    model: Option<&str>,
+    taken: &HashSet<String>,
 ) -> Result<Option<Choice>, StrategyError> {
-    let strategy = table::find(name)?;
-    let done = labelled_images(project).await?;
-    let held_out = project.test_images().await?;
-    let (labelled, mut open): (Vec<ImageRow>, Vec<ImageRow>) = project
-        .images()
-        .await?
-        .into_iter()
-        .filter(|image| !held_out.contains(image.id.as_str()))
-        .partition(|image| done.contains_key(&image.id));
-    if open.is_empty() {
+    let mut offer = Offer::of(project, table::find(name)?, taken).await?;
+    let scores_missing = offer.scores_missing();
+    let Some((image, mut extras)) = offer.take(project.seed()) else {
         return Ok(None);
-    }
-    let versions = Registry::new(project).models().await?;
-    let live = versions
-        .iter()
-        .find(|version| version.live && model.is_none_or(|name| name == version.name));
-    let scores = match live {
-        Some(live) if strategy.needs_scores => {
-            let images: Vec<ImageRow> = open.iter().chain(&labelled).cloned().collect();
-            scoring::kept(project, &live.name, &images, None).await?
-        }
-        _ => HashMap::new(),
     };
-    let scores_of = |image: &ImageRow| scores.get(image.id.as_str());
-    let scores_missing = live.is_some_and(|live| {
-        let fresh = |image: &ImageRow| scores_of(image).is_some_and(|k| k.version == live.version);
-        strategy.needs_scores && !open.iter().all(fresh)
-    });
-
-    let database = &project.store().database;
-    let servings: HashMap<String, i64> = database.last_servings(name).await?.into_iter().collect();
-    let now_ms = project.clock().now_ms();
-    let served_s_ago = |id: &ImageId| {
-        servings
-            .get(id.as_str())
-            .map(|at_ms| (now_ms - at_ms).div_euclid(1000))
-    };
-    let drawn = u64::try_from(database.serving_count().await?).unwrap_or_default();
-    let present: HashMap<&ImageId, Vec<bool>> = done
-        .iter()
-        .map(|(id, label)| {
-            let names = project.schema().names();
-            let annotated = names.iter().map(|name| label.annotated.contains(name));
-            (id, annotated.collect())
-        })
-        .collect();
-    let pool = Pool {
-        candidates: open
-            .iter()
-            .map(|image| Candidate {
-                id: image.id.as_str(),
-                served_s_ago: served_s_ago(&image.id),
-                scores: scores_of(image).map(|kept| &kept.scores),
-            })
-            .collect(),
-        labelled: labelled
-            .iter()
-            .map(|image| Labelled {
-                scores: scores_of(image).map(|kept| &kept.scores),
-                present: present.get(&image.id).map_or(&[], Vec::as_slice),
-            })
-            .collect(),
-        round: live.map_or(0, |live| rounds_of(&versions, &live.name)),
-        drawn,
-    };
-    let mut rng = Rng::new(project.seed()).named("strategy").stream(drawn);
-    let (index, mut extras) = table::one(strategy, &pool, &mut rng);
-    let image = open.swap_remove(index.min(open.len() - 1));
-    if let Some(live) = live {
-        let one = scoring::kept(project, &live.name, &[], Some(&image)).await?;
-        if let Some(kept) = one.get(image.id.as_str()) {
-            extras.extend(uncertainty(project, &live.name, kept));
-        }
-    }
+    extras.extend(where_to_look(project, &image).await?);
     record::serving(project, name, client, &image).await?;
     Ok(Some(Choice {
         image,
         extras,
         scores_missing,
     }))
+}
+
+/// What a strategy of the server chooses from.
+struct Offer {
+    strategy: &'static Strategy,
+    /// Images that may be served.
+    open: Vec<ImageRow>,
+    /// Images with an accepted label, and which structures it has.
+    labelled: Vec<(ImageRow, Vec<bool>)>,
+    /// The version that serves.
+    live: Option<ModelVersion>,
+    /// What it, or one before it, said of them, where the strategy goes by that.
+    scores: HashMap<String, Kept>,
+    /// When the strategy last served each image, milliseconds since 1970-01-01 UTC.
+    servings: HashMap<String, i64>,
+    now_ms: i64,
+    round: usize,
+    drawn: u64,
+}
+
+impl Offer {
+    async fn of(
+        project: &Project,
+        strategy: &'static Strategy,
+        taken: &HashSet<String>,
+    ) -> Result<Self, StrategyError> {
+        let done = labelled_images(project).await?;
+        let held_out = project.test_images().await?;
+        let (mut open, mut labelled) = (Vec::new(), Vec::new());
+        for image in project.images().await? {
+            let id = image.id.as_str();
+            match done.get(&image.id) {
+                Some(label) => {
+                    let names = project.schema().names();
+                    let annotated = names.iter().map(|name| label.annotated.contains(name));
+                    labelled.push((image, annotated.collect()));
+                }
+                None if !held_out.contains(id) && !taken.contains(id) => open.push(image),
+                None => {}
+            }
+        }
+        let versions = Registry::new(project).models().await?;
+        let live = versions.iter().find(|version| version.live).cloned();
+        let scores = match &live {
+            Some(live) if strategy.needs_scores => {
+                let images = open.iter().chain(labelled.iter().map(|(image, _)| image));
+                scoring::kept(project, &live.name, images, None).await?
+            }
+            _ => HashMap::new(),
+        };
+        let database = &project.store().database;
+        let servings = database.last_servings(strategy.name).await?;
+        let drawn = database.serving_count().await?;
+        Ok(Self {
+            strategy,
+            open,
+            labelled,
+            scores,
+            servings: servings.into_iter().collect(),
+            now_ms: project.clock().now_ms(),
+            round: live
+                .as_ref()
+                .map_or(0, |live| rounds_of(&versions, &live.name)),
+            live,
+            drawn: u64::try_from(drawn).unwrap_or_default(),
+        })
+    }
+
+    /// Whether the live version has not been asked about some image that may be served, though the strategy goes by that.
+    fn scores_missing(&self) -> bool {
+        let Some(live) = self.live.as_ref().filter(|_| self.strategy.needs_scores) else {
+            return false;
+        };
+        let fresh = |image: &ImageRow| {
+            let kept = self.scores.get(image.id.as_str());
+            kept.is_some_and(|kept| kept.version == live.version)
+        };
+        !self.open.iter().all(fresh)
+    }
+
+    /// Takes the next image out, with what the strategy tells of it; none when none is left.
+    fn take(&mut self, seed: u64) -> Option<(ImageRow, Map)> {
+        if self.open.is_empty() {
+            return None;
+        }
+        let scores = |image: &ImageRow| self.scores.get(image.id.as_str()).map(|kept| &kept.scores);
+        let served_s_ago = |id: &ImageId| {
+            let at_ms = self.servings.get(id.as_str())?;
+            Some((self.now_ms - at_ms).div_euclid(1000))
+        };
+        let pool = Pool {
+            candidates: self
+                .open
+                .iter()
+                .map(|image| Candidate {
+                    id: image.id.as_str(),
+                    served_s_ago: served_s_ago(&image.id),
+                    scores: scores(image),
+                })
+                .collect(),
+            labelled: self
+                .labelled
+                .iter()
+                .map(|(image, present)| Labelled {
+                    scores: scores(image),
+                    present,
+                })
+                .collect(),
+            round: self.round,
+            drawn: self.drawn,
+        };
+        let mut rng = Rng::new(seed).named("strategy").stream(self.drawn);
+        let (index, told) = table::one(self.strategy, &pool, &mut rng);
+        self.drawn += 1;
+        Some((self.open.swap_remove(index.min(self.open.len() - 1)), told))
+    }
+}
+
+/// What is told about an image with it: how sure the live model, or one before it, is of it, and where an annotator should
+/// look first, as `uncertainty`; nothing where it was not asked. Clients that do not know it pass over it.
+///
+/// # Errors
+/// When the store does not answer.
+pub(in crate::rounds) async fn where_to_look(
+    project: &Project,
+    image: &ImageRow,
+) -> Result<Option<(String, Value)>, ProjectError> {
+    let versions = Registry::new(project).models().await?;
+    let Some(live) = versions.iter().find(|version| version.live) else {
+        return Ok(None);
+    };
+    let only = [image];
+    let kept = scoring::kept(project, &live.name, only, Some(image.id.as_str())).await?;
+    let kept = kept.get(image.id.as_str());
+    Ok(kept.and_then(|kept| uncertainty(project, &live.name, kept)))
 }
 
 /// The accepted labels by image.
@@ -139,7 +206,6 @@ fn rounds_of(versions: &[ModelVersion], name: &str) -> usize {
     versions.iter().filter(trained).count()
 }
 
-/// How sure a model was of an image, and where an annotator should look first. Clients that do not know it pass over it.
 fn uncertainty(project: &Project, model: &str, kept: &Kept) -> Option<(String, Value)> {
     let found = kept.scores.uncertainty.as_ref()?;
     let classes: Map = project

@@ -2,6 +2,8 @@
 
 use serde_json::json;
 
+use std::collections::HashSet;
+
 use super::*;
 use crate::project::tests::{Bench, id};
 use crate::rng::Rng;
@@ -9,7 +11,7 @@ use crate::rounds::scoring::{ClassScores, ImageScores, Uncertainty};
 use proptest::prelude::*;
 
 async fn choose(bench: &Bench, name: &str) -> Option<String> {
-    next(&bench.project, name, "client", None)
+    next(&bench.project, name, "client", &HashSet::new())
         .await
         .unwrap()
         .map(|choice| choice.image.id.to_string())
@@ -33,7 +35,7 @@ async fn first_and_last_go_by_id_among_images_without_an_accepted_label() {
         assert_eq!(choose(&bench, strategy.name).await, None);
     }
     assert!(matches!(
-        next(&bench.project, "best", "c", None).await,
+        next(&bench.project, "best", "c", &HashSet::new()).await,
         Err(StrategyError::Unknown { .. })
     ));
 }
@@ -44,7 +46,7 @@ async fn test_images_are_never_served() {
     let bench = Bench::with(&names.iter().map(String::as_str).collect::<Vec<_>>()).await;
     let held_out = bench.project.test_images().await.unwrap();
     assert_eq!(held_out.len(), 3);
-    let mut served = std::collections::HashSet::new();
+    let mut served = HashSet::new();
     while let Some(image) = choose(&bench, "random").await {
         assert!(!held_out.contains(&image), "{image} is held out");
         bench.submit(&image, "final", &[1]).await.unwrap();
@@ -60,7 +62,7 @@ async fn test_images_are_never_served() {
 async fn random_serves_every_image_once_before_any_twice_and_notes_it() {
     let bench = Bench::with(&["a.nii.gz", "b.nii.gz", "c.nii.gz", "d.nii.gz"]).await;
     // The first time there is no record of a serving in the answer, afterwards there is.
-    let choice = next(&bench.project, "random", "client", None)
+    let choice = next(&bench.project, "random", "client", &HashSet::new())
         .await
         .unwrap()
         .unwrap();
