@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::ids::ImageId;
-use crate::model::Passes;
+pub use crate::model::Passes;
 
 /// Where the worker finds the image of a request.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

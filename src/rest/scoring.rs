@@ -9,7 +9,7 @@ use super::error::ApiError;
 use super::query::{JsonObject, Query, Segment};
 use super::task::{SCORING, Start};
 use crate::project::JobKind;
-use crate::project::requests::ScoreRequest;
+use crate::project::requests::{Passes, ScoreRequest};
 
 /// Names of the methods, with what `/info/` says about them.
 pub const METHODS: [(&str, &str); 3] = [
@@ -119,7 +119,7 @@ pub async fn stop(State(app): State<App>) -> Result<Json<Value>, ApiError> {
 /// What the worker is asked to do.
 fn request(method: &str, params: &Map<String, Value>) -> Result<ScoreRequest, ApiError> {
     let text = |key: &str| params.get(key).and_then(Value::as_str);
-    let passes = text("passes").unwrap_or("auto").parse();
+    let passes = text("passes").unwrap_or("auto").parse::<Passes>();
     let versions = match params.get("versions") {
         None | Some(Value::Null) => Some(1),
         Some(count) => count.as_u64().filter(|n| (1..=MOST_VERSIONS).contains(n)),
@@ -131,7 +131,7 @@ fn request(method: &str, params: &Map<String, Value>) -> Result<ScoreRequest, Ap
     Ok(ScoreRequest {
         method: method.to_owned(),
         model: text("model").map(str::to_owned),
-        passes: passes.map_err(|reason: String| ApiError::bad_request("bad_passes", reason))?,
+        passes: passes.map_err(|reason| ApiError::bad_request("bad_passes", reason))?,
         versions: usize::try_from(versions).ok(),
     })
 }

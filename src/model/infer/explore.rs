@@ -67,7 +67,7 @@ impl Explorer {
         precision: PrecisionChoice,
     ) -> Result<Self, ModelError> {
         let Some(first) = dirs.first() else {
-            return Err(ModelError::Data("no model was named".to_owned()));
+            return Err(ModelError::Request("no model was named".to_owned()));
         };
         let manifest = Manifest::read(first)?;
         let passes = passes.of(&manifest)?;
@@ -98,7 +98,7 @@ impl Explorer {
             give_back();
         }
         let Some(describer) = describer else {
-            return Err(ModelError::Data("no model was named".to_owned()));
+            return Err(ModelError::Request("no model was named".to_owned()));
         };
         Ok(Self {
             manifest,

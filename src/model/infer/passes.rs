@@ -42,7 +42,7 @@ impl Passes {
         let network = &model.network;
         let drops = network.dropout.iter().any(|p| *p > 0.0) || network.drop_path > 0.0;
         let mirror = model.labels.mirrored().is_some();
-        let refuse = |reason: &str| Err(ModelError::Data(reason.to_owned()));
+        let refuse = |reason: &str| Err(ModelError::Request(reason.to_owned()));
         match self {
             Self::Auto if drops => Ok(Self::Dropout(DRAWS)),
             Self::Auto if mirror => Ok(Self::Flips),

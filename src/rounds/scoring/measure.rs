@@ -158,17 +158,11 @@ mod tests {
         let ln2 = f64::from(2f32.ln());
         let sure = [1.0, 0.0, 0.0];
         // Ten voxels, a hundredth, are a tie of the background and the first structure.
-        let few = scores(
-            |[z, y, x]| {
-                if z == 4 && y == 5 {
-                    [0.5, 0.5, 0.0]
-                } else {
-                    let _ = x;
-                    sure
-                }
-            },
-            0.0,
-        );
+        let tie = |[z, y, _]: [usize; 3]| match (z, y) {
+            (4, 5) => [0.5, 0.5, 0.0],
+            _ => sure,
+        };
+        let few = scores(tie, 0.0);
         assert!((few.entropy - ln2).abs() < 1e-4, "{}", few.entropy);
         assert!((few.margin - 1.0).abs() < 1e-4);
         assert!((few.bald - ln2).abs() < 1e-4, "the answers were sure each");
@@ -178,16 +172,7 @@ mod tests {
         assert!((few.classes[0].volume_ml - 5.0).abs() < 1e-6);
         assert_eq!(few.slices[0].index, 4);
         // The same voxels when every answer was unsure: nothing to learn from their disagreement.
-        let noise = scores(
-            |[z, y, _]| {
-                if z == 4 && y == 5 {
-                    [0.5, 0.5, 0.0]
-                } else {
-                    sure
-                }
-            },
-            2f32.ln(),
-        );
+        let noise = scores(tie, 2f32.ln());
         assert!(noise.bald < 1e-6 && noise.entropy == few.entropy);
         let nothing = scores(|_| sure, 0.0);
         assert_eq!((nothing.entropy, nothing.region), (0.0, None));

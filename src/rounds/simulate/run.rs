@@ -57,14 +57,20 @@ pub fn run(
     let strategies = settings
         .strategies
         .iter()
-        .map(|name| strategy::find(name).map_err(|error| ModelError::Data(error.to_string())))
+        .map(|name| strategy::find(name).map_err(|error| ModelError::Request(error.to_string())))
         .collect::<Result<Vec<_>, _>>()?;
+    let mut parent = Manifest::read(&study.parent)?;
+    if parent.labels != study.labels {
+        // Its heads start afresh in every training.
+        parent.model.network.class_num = study.labels.class_count();
+        parent.model.labels = study.labels.clone();
+    }
     let mut replay = Replay {
         settings,
         study,
         out,
         device,
-        parent: Manifest::read(&study.parent)?,
+        parent,
         on,
     };
     let mut records = Vec::new();
@@ -344,7 +350,7 @@ impl Replay<'_> {
                 .first()
                 .filter(|t| t.len() == found.labels.voxels.len());
             let truth = truth.ok_or_else(|| {
-                ModelError::Data(format!(
+                ModelError::Request(format!(
                     "test case {}: the label's grid is not the image's",
                     case.name
                 ))
@@ -370,7 +376,7 @@ impl Replay<'_> {
                 .iter()
                 .position(|(case, _)| case.name == *name);
             found.ok_or_else(|| {
-                ModelError::Data(format!(
+                ModelError::Request(format!(
                     "case {name} of an earlier round is not there any more; name another output folder"
                 ))
             })

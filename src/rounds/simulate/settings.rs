@@ -79,7 +79,7 @@ impl Study {
     ) -> Result<Self, ModelError> {
         let needed = settings.initial + settings.rounds * settings.query;
         if cases.len() < needed + settings.test || settings.test == 0 || settings.initial == 0 {
-            return Err(ModelError::Data(format!(
+            return Err(ModelError::Request(format!(
                 "{} cases are too few: {} to test on, {} to begin with and {} rounds of {} need {}; there must be at least one of each",
                 cases.len(),
                 settings.test,
