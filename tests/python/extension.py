@@ -63,13 +63,12 @@ class FakeScene:
         self.masks = {name: numpy.zeros(self.shape, bool) for name in schema.names}
         self.shown, self.before, self.offered = shown, None, None
         if shown.voxels is not None:
-            self._fill(shown.voxels, shown.names)
+            self._fill(shown.voxels, shown.names, shown.covered)
 
-    def _fill(self, voxels: numpy.ndarray, names: list[str]) -> None:
+    def _fill(self, voxels: numpy.ndarray, names: list[str], covered: dict[str, numpy.ndarray] | None = None) -> None:
         if voxels.shape != self.shape:
             raise ValueError("another grid")
-        for value, name in enumerate(names, 1):
-            self.masks[name] = voxels == value
+        self.masks.update(labels.masks(voxels, names, covered or {}))
 
     def put(self, voxels: numpy.ndarray, ijk_to_ras: numpy.ndarray, schema: labels.Schema) -> None:
         before = dict(self.masks)
