@@ -268,7 +268,7 @@ class Stub:
             self.images[query["image"]] = file_of(body)
             return 200, {"image": query["image"]}, {}
         if path == "/datastore/schema":
-            return 200, {"structures": [{"name": "liver", "value": 1, "color_rgb": [1, 2, 3], "terminology": None}]}, {}
+            return 200, {"structures": [{"name": "liver", "value": 1, "color_rgb": [200, 60, 50], "terminology": None}]}, {}
         if path in ("/datastore/label/map", "/datastore/label"):
             return self.label(method, path, query, body, headers)
         if path.startswith("/infer/"):

@@ -39,7 +39,7 @@ def test_the_loop(server: Stub, desk: Desk) -> None:
     assert session.state is State.DISCONNECTED
     desk.do(session.connect, server.url, "ann")
     assert session.state is State.CONNECTED and session.view().project == "0 of 3 cases labelled"
-    assert session.schema.structures[0].color == (1, 2, 3)
+    assert session.schema.structures[0].color == (200, 60, 50)
     desk.do(session.next_case)
     assert session.state is State.SAMPLE and session.case and session.case.image == "case 0"
     assert not session.view().buttons["submit"].enabled, "an untouched case is no annotation"
