@@ -137,7 +137,7 @@ async fn labels_are_summed() {
     let label = std::fs::read(dir.path().join("data/labelsTr/case_1.nii.gz")).unwrap();
     let path = "/datastore/label?image=case_1";
     let reply = server
-        .form("PUT", path, &[("label", "case_1.nii.gz", &label)])
+        .form("PUT", path, &[("label", "case_1.nii.gz", label.as_slice())])
         .await;
     assert_eq!(reply.status, 200, "{}", reply.text());
     let sums = server

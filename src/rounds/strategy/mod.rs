@@ -38,7 +38,7 @@ use crate::store::StoreError;
 
 pub use pool::{Candidate, Labelled, Pool};
 pub use serve::{Choice, next};
-pub(in crate::rounds) use serve::{labelled_images, where_to_look};
+pub(in crate::rounds) use serve::labelled_images;
 pub use table::{ALL, Strategy, choose, find};
 
 /// Why there is no choice.

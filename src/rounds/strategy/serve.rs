@@ -171,7 +171,7 @@ impl Offer {
 ///
 /// # Errors
 /// When the store does not answer.
-pub(in crate::rounds) async fn where_to_look(
+async fn where_to_look(
     project: &Project,
     image: &ImageRow,
 ) -> Result<Option<(String, Value)>, ProjectError> {
