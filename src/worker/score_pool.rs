@@ -64,8 +64,9 @@ impl Worker {
         let total = pending.len();
         for (done, image) in pending.into_iter().enumerate() {
             self.between(reporter)?;
-            // A round goes before the rest of the pool, whose scores it makes old.
-            if self.next(&[JobKind::Train])? && self.asked(request)?.version != version.version {
+            // What somebody asked for goes before the rest of the pool; a round makes the scores old.
+            let urgent = [JobKind::BatchInfer, JobKind::Train];
+            if self.next(&urgent)? && self.asked(request)?.version != version.version {
                 return Ok(Asked::NewVersion);
             }
             let scan = match read_scan(&image.path, &Budget::default()) {
