@@ -23,6 +23,7 @@ mod split;
 mod stale;
 mod submit;
 mod upkeep;
+mod vitals;
 mod watch;
 
 use std::path::PathBuf;
@@ -50,6 +51,7 @@ pub use split::{Part, SplitRow};
 pub use stale::STALE;
 pub use submit::SubmitLabel;
 pub use upkeep::{Backup, Checked, backup, check, restore};
+pub use vitals::{Queue, Space, Vitals};
 
 use crate::clock::Clock;
 use crate::imaging::Budget;
