@@ -99,6 +99,10 @@ const VARIABLES: &[(&str, Here)] = &[
         Ignored("the store is the data folder, see --data"),
     ),
     (
+        "DATASTORE_DSA_ANNOTATION_GROUPS",
+        Ignored("the store is the data folder, see --data"),
+    ),
+    (
         "DATASTORE_READ_ONLY",
         Ignored("the studies folder is never written to"),
     ),
