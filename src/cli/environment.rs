@@ -1,8 +1,7 @@
 //! MONAI Label's environment variables, as far as they mean something to this server.
 //!
-//! Every variable of the release 0.8.5 is in [`VARIABLES`]: what it does here, or why nothing. A variable
-//! that asks for protection that is not there ends the start instead of being ignored. Options of the
-//! command line win.
+//! Every variable of the release 0.8.5 is in [`USED`] or, with the reason, in [`IGNORED`]. One that asks for
+//! protection that is not there ends the start instead of being ignored. Options of the command line win.
 
 use std::collections::BTreeMap;
 
@@ -16,127 +15,89 @@ const PREFIX: &str = "MONAI_LABEL_";
 /// The original takes an expiry of a minute or less for its default.
 const SHORTEST_EXPIRY_S: u32 = 60;
 
-/// What a variable does here.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Here {
-    /// It is read, by clap as another spelling of an option or by [`Settings::read`].
-    Used,
-    /// It does nothing, for this reason.
-    Ignored(&'static str),
-}
-use Here::{Ignored, Used};
-
-const OWN_MODELS: &str = "models are chosen with --model, and none is loaded from elsewhere";
-const NO_DICOMWEB: &str = "the studies are a folder";
-const NO_TRACKING: &str = "the course of a round is in /train/, and nothing is sent elsewhere";
-
-/// Name without the prefix, and what it does.
-const VARIABLES: &[(&str, Here)] = &[
-    ("STUDIES", Used),
-    ("SERVER_PORT", Used),
-    ("API_STR", Used),
-    ("CORS_ORIGINS", Used),
-    ("AUTH_ENABLE", Used),
-    ("SESSIONS", Used),
-    ("SESSION_EXPIRY", Used),
-    ("DATASTORE_AUTO_RELOAD", Used),
-    ("TASKS_TRAIN", Used),
-    ("TASKS_STRATEGY", Used),
-    ("TASKS_SCORING", Used),
-    ("TASKS_BATCH_INFER", Used),
-    (
-        "PROJECT_NAME",
-        Ignored("it is a title for the original's pages only"),
-    ),
-    ("APP_DIR", Ignored(OWN_MODELS)),
-    ("APP_CONF", Ignored(OWN_MODELS)),
-    (
-        "SESSION_PATH",
-        Ignored("sessions are kept in the data folder, see --data"),
-    ),
-    (
-        "AUTO_UPDATE_SCORING",
-        Ignored("scores are computed when they are asked for"),
-    ),
-    (
-        "INFER_CONCURRENCY",
-        Ignored("one worker computes; --infer-queue says how many may wait"),
-    ),
-    (
-        "INFER_TIMEOUT",
-        Ignored("an inference ends when its client leaves"),
-    ),
-    (
-        "DATASTORE",
-        Ignored("the store is the data folder, see --data"),
-    ),
-    (
-        "DATASTORE_URL",
-        Ignored("the store is the data folder, see --data"),
-    ),
-    (
-        "DATASTORE_USERNAME",
-        Ignored("the store is the data folder, see --data"),
-    ),
-    (
-        "DATASTORE_PASSWORD",
-        Ignored("the store is the data folder, see --data"),
-    ),
-    (
-        "DATASTORE_API_KEY",
-        Ignored("the store is the data folder, see --data"),
-    ),
-    (
-        "DATASTORE_CACHE_PATH",
-        Ignored("the store is the data folder, see --data"),
-    ),
-    (
-        "DATASTORE_PROJECT",
-        Ignored("the store is the data folder, see --data"),
-    ),
-    (
-        "DATASTORE_ASSET_PATH",
-        Ignored("the store is the data folder, see --data"),
-    ),
-    (
-        "DATASTORE_DSA_ANNOTATION_GROUPS",
-        Ignored("the store is the data folder, see --data"),
-    ),
-    (
-        "DATASTORE_READ_ONLY",
-        Ignored("the studies folder is never written to"),
-    ),
-    (
-        "DATASTORE_FILE_EXT",
-        Ignored("*.nii.gz, *.nii and *.nrrd are read"),
-    ),
-    ("TRACKING_ENABLED", Ignored(NO_TRACKING)),
-    ("TRACKING_URI", Ignored(NO_TRACKING)),
-    ("AUTH_REALM_URI", Ignored("there is no login")),
-    ("AUTH_TIMEOUT", Ignored("there is no login")),
-    ("AUTH_TOKEN_USERNAME", Ignored("there is no login")),
-    ("AUTH_TOKEN_EMAIL", Ignored("there is no login")),
-    ("AUTH_TOKEN_NAME", Ignored("there is no login")),
-    ("AUTH_TOKEN_ROLES", Ignored("there is no login")),
-    ("AUTH_CLIENT_ID", Ignored("there is no login")),
-    ("AUTH_ROLE_ADMIN", Ignored("there is no login")),
-    ("AUTH_ROLE_REVIEWER", Ignored("there is no login")),
-    ("AUTH_ROLE_ANNOTATOR", Ignored("there is no login")),
-    ("AUTH_ROLE_USER", Ignored("there is no login")),
-    ("DICOMWEB_USERNAME", Ignored(NO_DICOMWEB)),
-    ("DICOMWEB_PASSWORD", Ignored(NO_DICOMWEB)),
-    ("DICOMWEB_CACHE_PATH", Ignored(NO_DICOMWEB)),
-    ("DICOMWEB_FETCH_BY_FRAME", Ignored(NO_DICOMWEB)),
-    ("DICOMWEB_CONVERT_TO_NIFTI", Ignored(NO_DICOMWEB)),
-    ("DICOMWEB_SEARCH_FILTER", Ignored(NO_DICOMWEB)),
-    ("DICOMWEB_CACHE_EXPIRY", Ignored(NO_DICOMWEB)),
-    ("DICOMWEB_PROXY_TIMEOUT", Ignored(NO_DICOMWEB)),
-    ("DICOMWEB_READ_TIMEOUT", Ignored(NO_DICOMWEB)),
-    ("QIDO_PREFIX", Ignored(NO_DICOMWEB)),
-    ("WADO_PREFIX", Ignored(NO_DICOMWEB)),
-    ("STOW_PREFIX", Ignored(NO_DICOMWEB)),
-    ("USE_ITK_FOR_DICOM_SEG", Ignored(NO_DICOMWEB)),
+/// What is read, by clap as another spelling of an option or by [`Settings::read`].
+const USED: &[&str] = &[
+    "API_STR",
+    "AUTH_ENABLE",
+    "CORS_ORIGINS",
+    "DATASTORE_AUTO_RELOAD",
+    "SERVER_PORT",
+    "SESSIONS",
+    "SESSION_EXPIRY",
+    "STUDIES",
+    "TASKS_BATCH_INFER",
+    "TASKS_SCORING",
+    "TASKS_STRATEGY",
+    "TASKS_TRAIN",
 ];
+
+/// What does nothing here, by the reason why. A name that ends with `_` stands for all that begin so.
+const IGNORED: &[(&str, &[&str])] = &[
+    (
+        "models are chosen with --model, and none is loaded from elsewhere",
+        &["APP_DIR", "APP_CONF"],
+    ),
+    (
+        "it is a title for the original's pages only",
+        &["PROJECT_NAME"],
+    ),
+    (
+        "sessions are kept in the data folder, see --data",
+        &["SESSION_PATH"],
+    ),
+    (
+        "scores are computed when they are asked for",
+        &["AUTO_UPDATE_SCORING"],
+    ),
+    (
+        "one worker computes; --infer-queue says how many may wait",
+        &["INFER_CONCURRENCY"],
+    ),
+    (
+        "an inference ends when its client leaves",
+        &["INFER_TIMEOUT"],
+    ),
+    (
+        "the studies folder is never written to",
+        &["DATASTORE_READ_ONLY"],
+    ),
+    (
+        "*.nii.gz, *.nii and *.nrrd are read",
+        &["DATASTORE_FILE_EXT"],
+    ),
+    (
+        "labels are kept in the data folder, see --data",
+        &["DATASTORE", "DATASTORE_"],
+    ),
+    (
+        "the course of a round is in /train/, and nothing is sent elsewhere",
+        &["TRACKING_"],
+    ),
+    ("there is no login", &["AUTH_"]),
+    (
+        "the studies are a folder, not a DICOMweb server",
+        &[
+            "DICOMWEB_",
+            "QIDO_PREFIX",
+            "STOW_PREFIX",
+            "USE_ITK_FOR_DICOM_SEG",
+            "WADO_PREFIX",
+        ],
+    ),
+];
+
+/// Why a variable does nothing; `None` for those that are used.
+fn reason(name: &str) -> Option<&'static str> {
+    if USED.contains(&name) {
+        return None;
+    }
+    let stands_for =
+        |known: &&str| *known == name || (known.ends_with('_') && name.starts_with(*known));
+    let found = IGNORED
+        .iter()
+        .find(|(_, names)| names.iter().any(stands_for));
+    Some(found.map_or("this server does not know it", |(reason, _)| reason))
+}
 
 /// What the environment says, checked.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -207,14 +168,9 @@ impl Settings {
                 Err(_) => return Err(fault("SESSION_EXPIRY", value, "a number of seconds")),
             },
         };
-        let ignored =
-            set.keys().filter_map(
-                |name| match VARIABLES.iter().find(|(known, _)| known == name) {
-                    Some((_, Used)) => None,
-                    Some((_, Ignored(why))) => Some(format!("{PREFIX}{name}: {why}")),
-                    None => Some(format!("{PREFIX}{name}: this server does not know it")),
-                },
-            );
+        let ignored = set
+            .keys()
+            .filter_map(|name| Some(format!("{PREFIX}{name}: {}", reason(name)?)));
         Ok(Self {
             prefix: prefix.to_owned(),
             cors_origins,
@@ -298,7 +254,12 @@ mod tests {
             panic!("{:?}", settings.ignored);
         };
         assert!(app.starts_with("MONAI_LABEL_APP_DIR: models are chosen with --model"));
-        assert!(new.contains("NEW_IN_0_9"));
+        assert!(new.contains("NEW_IN_0_9: this server does not know it"));
+        assert_eq!(
+            reason("DATASTORE_FILE_EXT"),
+            Some("*.nii.gz, *.nii and *.nrrd are read")
+        );
+        assert_eq!(reason("AUTH_REALM_URI"), Some("there is no login"));
     }
 
     #[test]
@@ -327,11 +288,5 @@ mod tests {
                 "{refused}"
             );
         }
-    }
-
-    #[test]
-    fn each_variable_stands_once() {
-        let names: std::collections::BTreeSet<_> = VARIABLES.iter().map(|(name, _)| name).collect();
-        assert_eq!(names.len(), VARIABLES.len());
     }
 }
