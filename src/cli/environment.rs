@@ -10,8 +10,10 @@ use axum::http::HeaderValue;
 use super::Usage;
 use crate::rest::Offers;
 
-/// All of them begin with this.
+/// All of them begin with this, but those of [`OF_MODELS`].
 const PREFIX: &str = "MONAI_LABEL_";
+/// Where models are loaded from.
+const OF_MODELS: [&str; 2] = ["MONAI_ZOO_", "MONAI_SAM_"];
 /// The original takes an expiry of a minute or less for its default.
 const SHORTEST_EXPIRY_S: u32 = 60;
 
@@ -88,6 +90,8 @@ const IGNORED: &[(&str, &[&str])] = &[
 
 /// Why a variable does nothing; `None` for those that are used.
 fn reason(name: &str) -> Option<&'static str> {
+    // What is of models has prefixes of its own.
+    let name = name.strip_prefix(PREFIX).unwrap_or("APP_CONF");
     if USED.contains(&name) {
         return None;
     }
@@ -122,14 +126,15 @@ impl Settings {
     pub fn of_process() -> Result<Self, Usage> {
         Self::read(std::env::vars_os().filter_map(|(name, value)| {
             let name = name.into_string().ok()?;
-            let name = name.strip_prefix(PREFIX)?.to_owned();
-            Some((name, value.to_string_lossy().into_owned()))
+            let belongs = [PREFIX, OF_MODELS[0], OF_MODELS[1]];
+            let belongs = belongs.iter().any(|prefix| name.starts_with(prefix));
+            belongs.then(|| (name, value.to_string_lossy().into_owned()))
         }))
     }
 
     fn read(variables: impl Iterator<Item = (String, String)>) -> Result<Self, Usage> {
         let set: BTreeMap<String, String> = variables.collect();
-        let text = |name: &str| set.get(name).map(String::as_str);
+        let text = |name: &str| set.get(&format!("{PREFIX}{name}")).map(String::as_str);
         let flag = |name: &str| match text(name) {
             None | Some("") => Ok(None),
             Some(value) => truth(value)
@@ -170,7 +175,7 @@ impl Settings {
         };
         let ignored = set
             .keys()
-            .filter_map(|name| Some(format!("{PREFIX}{name}: {}", reason(name)?)));
+            .filter_map(|name| Some(format!("{name}: {}", reason(name)?)));
         Ok(Self {
             prefix: prefix.to_owned(),
             cors_origins,
@@ -227,7 +232,7 @@ mod tests {
     fn read(variables: &[(&str, &str)]) -> Result<Settings, String> {
         let pairs = variables
             .iter()
-            .map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
+            .map(|(name, value)| (format!("{PREFIX}{name}"), (*value).to_owned()));
         Settings::read(pairs).map_err(|error| error.to_string())
     }
 
@@ -256,10 +261,14 @@ mod tests {
         assert!(app.starts_with("MONAI_LABEL_APP_DIR: models are chosen with --model"));
         assert!(new.contains("NEW_IN_0_9: this server does not know it"));
         assert_eq!(
-            reason("DATASTORE_FILE_EXT"),
+            reason("MONAI_LABEL_DATASTORE_FILE_EXT"),
             Some("*.nii.gz, *.nii and *.nrrd are read")
         );
-        assert_eq!(reason("AUTH_REALM_URI"), Some("there is no login"));
+        assert_eq!(
+            reason("MONAI_LABEL_AUTH_REALM_URI"),
+            Some("there is no login")
+        );
+        assert!(reason("MONAI_ZOO_SOURCE").unwrap().contains("--model"));
     }
 
     #[test]
