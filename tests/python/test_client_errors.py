@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import pathlib
 from collections.abc import Callable, Iterator
 
@@ -59,6 +60,13 @@ def test_refused(case: str, untouched: Server, tmp_path: pathlib.Path) -> None:
     assert "request_id" in refused.value.msg
     assert set(client.datastore()["objects"]) == set(STUDIES), "nothing was kept"
     assert client.info()["datastore"]["completed"] == 0
+
+
+def test_every_method_is_tried() -> None:
+    """Each method of the client is called by some test of this folder."""
+    methods = {name for name, _ in inspect.getmembers(MONAILabelClient, inspect.isfunction) if not name.startswith("_")}
+    tests = "".join(path.read_text() for path in pathlib.Path(__file__).parent.glob("test_*.py"))
+    assert not {name for name in methods if f".{name}(" not in tests}
 
 
 def test_no_server(tmp_path: pathlib.Path) -> None:
