@@ -21,7 +21,7 @@ use crate::rounds::strategy;
 #[utoipa::path(get, path = "/info/", tag = "App",
     responses((status = 200, description = "keys name, description, version, labels, models, trainers, strategies, scoring, train_stats, datastore")))]
 pub async fn info(State(app): State<App>) -> Result<Response, ApiError> {
-    let answer = async || {
+    let answer = async {
         let whole = serde_json::to_vec(&everything(&app).await?);
         whole
             .map(Bytes::from)

@@ -26,19 +26,20 @@ struct Last {
 }
 
 impl Shared {
-    /// The answer of a `compute` that begins now or later.
+    /// The answer of `compute`, or of that of somebody who came later. It is not begun for nothing: a future
+    /// does nothing before it is waited for.
     ///
     /// # Errors
     /// That of `compute`; the next in line then computes for itself.
     pub async fn get<E>(
         &self,
-        compute: impl AsyncFnOnce() -> Result<Bytes, E>,
+        compute: impl Future<Output = Result<Bytes, E>>,
     ) -> Result<Bytes, E> {
         let number = self.0.came.fetch_add(1, Ordering::SeqCst) + 1;
         let mut last = self.0.last.lock().await;
         if last.up_to < number {
             let up_to = self.0.came.load(Ordering::SeqCst);
-            last.answer = compute().await?;
+            last.answer = compute.await?;
             last.up_to = up_to;
         }
         Ok(last.answer.clone())
@@ -55,7 +56,7 @@ mod tests {
         let shared = Shared::default();
         let count = AtomicU64::new(0);
         let ask = || {
-            shared.get(async || {
+            shared.get(async {
                 let number = count.fetch_add(1, Ordering::SeqCst) + 1;
                 tokio::task::yield_now().await;
                 Ok::<_, Infallible>(Bytes::from(number.to_string()))
@@ -71,9 +72,9 @@ mod tests {
     #[tokio::test]
     async fn a_failure_is_not_shared() {
         let shared = Shared::default();
-        let failed = shared.get(async || Err::<Bytes, _>("broken")).await;
+        let failed = shared.get(async { Err::<Bytes, _>("broken") }).await;
         assert_eq!(failed, Err("broken"));
-        let next = shared.get(async || Ok::<_, &str>(Bytes::from_static(b"well")));
+        let next = shared.get(async { Ok::<_, &str>(Bytes::from_static(b"well")) });
         assert_eq!(next.await.unwrap(), "well");
     }
 }
