@@ -2,6 +2,9 @@
 //!
 //! Both are looked for at one place each, for every route: [`IdleBody`] around a request's body and
 //! [`IdleStream`] around a connection. The time starts anew with every byte, so a slow line is no fault.
+//!
+//! The other way round, a client that is still sending when it is refused hears why: what it sends is
+//! taken for a while and thrown away. Closed at once, its system would drop the answer with the connection.
 
 use std::io::{self, IoSlice};
 use std::pin::Pin;
@@ -90,11 +93,17 @@ impl<B: Body<Data = Bytes, Error: Into<BoxError>> + Unpin> Body for IdleBody<B> 
     }
 }
 
-/// A connection that ends when the other side takes nothing of what is written for the limit.
+/// A connection that ends when the other side takes nothing of what is written for the limit, and is closed
+/// when the other side has stopped sending.
 pub struct IdleStream<S> {
     inner: S,
     patience: Patience,
+    /// While what still comes is thrown away: an end to all of it, and to the wait for the next byte.
+    closing: Option<[Pin<Box<Sleep>>; 2]>,
 }
+
+/// Longest wait for the next byte of a client that was refused.
+const LINGER: Duration = Duration::from_millis(500);
 
 impl<S> IdleStream<S> {
     /// Wraps a connection.
@@ -102,6 +111,7 @@ impl<S> IdleStream<S> {
         Self {
             inner,
             patience: Patience::new(limit),
+            closing: None,
         }
     }
 
@@ -129,7 +139,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for IdleStream<S> {
     }
 }
 
-impl<S: AsyncWrite + Unpin> AsyncWrite for IdleStream<S> {
+impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for IdleStream<S> {
     fn poll_write(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
@@ -157,7 +167,30 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for IdleStream<S> {
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.inner).poll_shutdown(context)
+        let this = &mut *self;
+        if this.closing.is_none() {
+            ready!(Pin::new(&mut this.inner).poll_shutdown(context))?;
+        }
+        let limit = this.patience.limit;
+        let [end, pause] = this
+            .closing
+            .get_or_insert_with(|| [limit, LINGER].map(|time| Box::pin(tokio::time::sleep(time))));
+        let mut waste = [0; 1 << 13];
+        while end.as_mut().poll(context).is_pending() {
+            let mut buffer = ReadBuf::new(&mut waste);
+            match Pin::new(&mut this.inner).poll_read(context, &mut buffer) {
+                Poll::Ready(Ok(())) if !buffer.filled().is_empty() => {
+                    pause.as_mut().reset(Instant::now() + LINGER);
+                }
+                // The other side has closed too, or is gone.
+                Poll::Ready(_) => break,
+                Poll::Pending => {
+                    ready!(pause.as_mut().poll(context));
+                    break;
+                }
+            }
+        }
+        Poll::Ready(Ok(()))
     }
 }
 
@@ -195,5 +228,21 @@ mod tests {
         let mut near = IdleStream::new(near, SOON);
         let refused = near.write_all(b"more than four").await.unwrap_err();
         assert_eq!(refused.kind(), io::ErrorKind::TimedOut);
+    }
+
+    #[tokio::test]
+    async fn who_is_still_sending_when_it_is_closed_can_go_on() {
+        let (near, mut far) = tokio::io::duplex(4);
+        let mut near = IdleStream::new(near, Duration::from_secs(60));
+        let sending = async move { far.write_all(&[0; 100]).await };
+        let (closed, sent) = tokio::join!(near.shutdown(), sending);
+        assert!(closed.is_ok() && sent.is_ok());
+    }
+
+    #[tokio::test]
+    async fn a_silent_client_is_not_waited_for() {
+        let (near, _far) = tokio::io::duplex(4);
+        let mut near = IdleStream::new(near, Duration::from_secs(600));
+        assert!(near.shutdown().await.is_ok());
     }
 }
