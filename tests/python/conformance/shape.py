@@ -19,7 +19,7 @@ from typing import Any
 HERE = pathlib.Path(__file__).parent
 REQUESTS = HERE / "requests.json"
 RECORDING = HERE / "recording.json"
-WAIT_S = 60
+WAIT_S = 300
 _BOUNDARY = "----------lImIt_of_THE_fIle_eW_$"
 _OPEN = ("config", "request", "transform", "stats", "centroids", "train_stats", "labels_dir", "ctx", "input", "user", "details")
 """Names whose content is the business of the server or of the request."""
