@@ -122,8 +122,8 @@ def test_segments_in_layers(site: Server, sender: MONAILabelClient, tmp_path: pa
 def test_names_decide(site: Server, sender: MONAILabelClient, tmp_path: pathlib.Path, listed: dict, values: dict[int, int]) -> None:
     written, wanted = numpy.zeros_like(LABEL), numpy.zeros_like(LABEL)
     for organ, (value, meaning) in enumerate(values.items(), 1):
-        written[LABEL == organ] = value
-        wanted[LABEL == organ] = meaning
+        written[organ == LABEL] = value
+        wanted[organ == LABEL] = meaning
     path = tmp_path / "label.nii.gz"
     save(path, written)
     sender.save_label(IMAGE, str(path), params=listed)
