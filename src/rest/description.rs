@@ -181,7 +181,7 @@ fn body(operation: &mut Value, path: &str, method: &str) {
         });
     } else if method == "post" && OBJECTS.contains(&path) {
         operation["requestBody"] = json!({
-            "required": false, "content": { "application/json": { "schema": { "type": "object" } } },
+            "required": false, "content": { "application/json": { "schema": { "type": ["object", "null"] } } },
         });
     }
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import pathlib
 from collections.abc import Iterator
 
@@ -32,7 +33,9 @@ def learned(site: Server) -> numpy.ndarray:
     """The label of the image as training reads it, in the values of the project."""
     pairs = requests.get(f"{site.url}/datastore/", params={"output": "train"}, timeout=60).json()
     (path,) = [pair["label"] for pair in pairs if pathlib.Path(pair["image"]).name.startswith(IMAGE)]
-    return numpy.asarray(nibabel.load(path).dataobj)
+    # A file named by its hash, without a suffix.
+    image = nibabel.Nifti1Image.from_bytes(gzip.decompress(pathlib.Path(path).read_bytes()))
+    return numpy.asarray(image.dataobj)
 
 
 def info(*names: tuple[str, int]) -> dict:
