@@ -1,6 +1,6 @@
 """HTTP under clients that are many, slow, or silent, beside the real MONAI Label server on the same studies.
 
-    python tests/bench/http.py [--monailabel PYTHON] [--images 1000] [--half-open 1000] [--clients 200]
+    python tests/bench/http_load.py [--monailabel PYTHON] [--images 1000] [--half-open 1000] [--clients 200]
 
 Needs the built program (target/release/fewlabel), Linux and the standard library. PYTHON is that of an environment with
 monailabel 0.8.5, as for tests/python/conformance/record.py; its server runs with the stub application of that folder.
