@@ -161,7 +161,7 @@ async fn start(args: ServeArgs) -> anyhow::Result<()> {
             ready_line(&project, &args.device, &live)?
         }
     };
-    let listener = listen(&config).await?;
+    let listener = listen(&config)?;
     let address = listener.local_addr()?;
     let stop = stop_signal()?;
     // A damaged store gives a worker nothing to do.
@@ -222,9 +222,9 @@ async fn start(args: ServeArgs) -> anyhow::Result<()> {
 }
 
 /// Takes the address, or says what to do instead.
-async fn listen(config: &ServeConfig) -> anyhow::Result<TcpListener> {
+fn listen(config: &ServeConfig) -> anyhow::Result<TcpListener> {
     let address = config.address;
-    TcpListener::bind(address).await.map_err(|error| {
+    serve::bind(address).map_err(|error| {
         let what_to_do = match error.kind() {
             ErrorKind::AddrInUse => "another program listens there; stop it, or choose another --port (0 takes a free one)".to_owned(),
             ErrorKind::AddrNotAvailable => format!(
@@ -246,7 +246,7 @@ async fn serve_damaged(config: &ServeConfig, error: anyhow::Error) -> anyhow::Re
         return Err(error);
     };
     tracing::error!("nothing can be served: {reason}");
-    let listener = listen(config).await?;
+    let listener = listen(config)?;
     println!(
         "fewlabel {} listens on http://{}, DAMAGED: {reason}",
         env!("CARGO_PKG_VERSION"),

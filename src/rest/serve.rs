@@ -9,6 +9,7 @@
 
 use std::convert::Infallible;
 use std::io;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -20,7 +21,7 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::graceful::GracefulShutdown;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpSocket};
 use tokio::sync::Semaphore;
 use tower::ServiceExt;
 
@@ -28,6 +29,8 @@ use super::idle::{IdleBody, IdleStream};
 
 /// Pause after a failed accept, for example when the process is out of file descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+/// Connections that wait to be taken; the system may allow fewer.
+const BACKLOG: u32 = 4_096;
 /// File descriptors that connections leave to files, the database and the worker.
 const SPARE_FILES: u64 = 128;
 
@@ -78,6 +81,22 @@ impl Limits {
         }
         self
     }
+}
+
+/// Listens on an address. Up to [`BACKLOG`] connections wait to be taken: with the usual 128, of 200 clients
+/// that come at the same moment some would have to try again, after a second.
+///
+/// # Errors
+/// When the address cannot be had.
+pub fn bind(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = match address {
+        SocketAddr::V4(_) => TcpSocket::new_v4()?,
+        SocketAddr::V6(_) => TcpSocket::new_v6()?,
+    };
+    // A restarted server gets the address that its forerunner's connections still hold.
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)?;
+    socket.listen(BACKLOG)
 }
 
 /// Answers requests on `listener` until `stop` is ready, then drains.
