@@ -15,7 +15,13 @@ fn serve(studies: &Path, arguments: &[&str]) -> Child {
 
 fn serve_with(studies: &Path, arguments: &[&str], variables: &[(&str, &str)]) -> Child {
     Command::new(env!("CARGO_BIN_EXE_fewlabel"))
-        .args(["serve", "--port", "0", "--studies"])
+        .arg("serve")
+        .args(if arguments.contains(&"--port") {
+            &[][..]
+        } else {
+            &["--port", "0"]
+        })
+        .arg("--studies")
         .arg(studies)
         .args(arguments)
         .env_remove("RUST_LOG")
