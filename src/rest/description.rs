@@ -51,13 +51,14 @@ const FORMS: &[(&str, &str, &[(&str, Field, bool)])] = &[
 ];
 
 /// Routes that take a JSON object, or nothing.
-const OBJECTS: &[&str] = &[
-    "/activelearning/{strategy}",
-    "/batch/infer/{model}",
-    "/scoring/",
-    "/scoring/{method}",
-    "/train/",
-    "/train/{model}",
+const OBJECTS: &[(&str, &str)] = &[
+    ("/activelearning/{strategy}", "post"),
+    ("/batch/infer/{model}", "post"),
+    ("/reviews/", "put"),
+    ("/scoring/", "post"),
+    ("/scoring/{method}", "post"),
+    ("/train/", "post"),
+    ("/train/{model}", "post"),
 ];
 
 /// Values that a query parameter can have: path, name, values.
@@ -80,6 +81,7 @@ const FILES: &[(&str, &str, &[&str])] = &[
     ("/datastore/image", "get", &["application/octet-stream"]),
     ("/datastore/label", "get", &["application/octet-stream"]),
     ("/datastore/dataset", "get", &["application/octet-stream"]),
+    ("/datastore/label/map", "get", &["application/octet-stream"]),
     ("/model/{model}", "get", &["application/octet-stream"]),
     (
         "/infer/{model}",
@@ -179,7 +181,7 @@ fn body(operation: &mut Value, path: &str, method: &str) {
                 "type": "object", "properties": properties, "required": required,
             } } },
         });
-    } else if method == "post" && OBJECTS.contains(&path) {
+    } else if OBJECTS.contains(&(path, method)) {
         operation["requestBody"] = json!({
             "required": false, "content": { "application/json": { "schema": { "type": ["object", "null"] } } },
         });

@@ -17,7 +17,7 @@ use utoipa_axum::routes;
 use super::error::ApiError;
 use super::{
     App, absent, activelearning, batch, datastore, description, docs, edge, guard, health, infer,
-    info, logs, metrics, model, revisions, scoring, session, studies, train,
+    info, logs, metrics, model, reviews, revisions, scoring, session, structures, studies, train,
 };
 
 #[derive(OpenApi)]
@@ -67,9 +67,13 @@ fn protocol() -> OpenApiRouter<App> {
         .routes(routes!(revisions::list))
         .routes(routes!(revisions::compare))
         .routes(routes!(revisions::make_current))
+        .routes(routes!(structures::schema))
+        .routes(routes!(structures::label_map))
         .routes(routes!(datastore::dataset))
         .routes(routes!(studies::rescan))
         .routes(routes!(studies::confirm))
+        // Review
+        .routes(routes!(reviews::list, reviews::judge))
         // Sessions
         .routes(routes!(session::create))
         .routes(routes!(session::get, session::remove))

@@ -21,6 +21,7 @@ mod rest_info;
 mod rest_limits;
 mod rest_metrics;
 mod rest_model;
+mod rest_reviews;
 mod rest_session;
 mod rest_train;
 mod train;

@@ -45,9 +45,9 @@ class Timer:
 class FakeScene:
     """The scene as masks by segment name; the shape is that of the stub's images."""
 
-    def __init__(self, shape: tuple[int, int, int] = SHAPE) -> None:
+    def __init__(self, shape: tuple[int, int, int] = SHAPE, grid: numpy.ndarray = GRID) -> None:
         self.on_edit: Callable[[], None] = lambda: None
-        self.shape = shape
+        self.shape, self.grid = shape, grid
         self.shown: Shown | None = None
         self.masks: dict[str, numpy.ndarray] = {}
         self.offered: numpy.ndarray | None = None
@@ -63,13 +63,12 @@ class FakeScene:
         self.masks = {name: numpy.zeros(self.shape, bool) for name in schema.names}
         self.shown, self.before, self.offered = shown, None, None
         if shown.voxels is not None:
-            self._fill(shown.voxels, shown.names)
+            self._fill(shown.voxels, shown.names, shown.covered)
 
-    def _fill(self, voxels: numpy.ndarray, names: list[str]) -> None:
+    def _fill(self, voxels: numpy.ndarray, names: list[str], covered: dict[str, numpy.ndarray] | None = None) -> None:
         if voxels.shape != self.shape:
             raise ValueError("another grid")
-        for value, name in enumerate(names, 1):
-            self.masks[name] = voxels == value
+        self.masks.update(labels.masks(voxels, names, covered or {}))
 
     def put(self, voxels: numpy.ndarray, ijk_to_ras: numpy.ndarray, schema: labels.Schema) -> None:
         before = dict(self.masks)
@@ -96,13 +95,13 @@ class FakeScene:
         return list(self.masks)
 
     def ijk_to_ras(self) -> numpy.ndarray:
-        return GRID
+        return self.grid
 
     def volumes(self) -> list[tuple[str, str]]:
         return list(self.loaded.items())
 
     def volume(self, foreign: str) -> tuple[numpy.ndarray, numpy.ndarray]:
-        return numpy.full(self.shape, 40, numpy.int16), GRID
+        return numpy.full(self.shape, 40, numpy.int16), self.grid
 
     def jump(self, place: Any) -> None:
         self.jumps.append(place)
@@ -269,7 +268,7 @@ class Stub:
             self.images[query["image"]] = file_of(body)
             return 200, {"image": query["image"]}, {}
         if path == "/datastore/schema":
-            return 200, {"structures": [{"name": "liver", "value": 1, "color_rgb": [1, 2, 3], "terminology": None}]}, {}
+            return 200, {"structures": [{"name": "liver", "value": 1, "color_rgb": [200, 60, 50], "terminology": None}]}, {}
         if path in ("/datastore/label/map", "/datastore/label"):
             return self.label(method, path, query, body, headers)
         if path.startswith("/infer/"):

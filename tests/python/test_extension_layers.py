@@ -144,11 +144,29 @@ def draft(image: str = "case 1", ts: float = 1.0, key: str = "") -> Draft:
     return Draft("http://a:1", image, "", ts, {"id": image}, ["liver"], ["liver"], 3, key)
 
 
+def flat(plane: int) -> labels.Flat:
+    return labels.Flat(mask(plane).astype(numpy.uint8))
+
+
+def test_overlaps_are_kept_in_drafts(tmp_path: pathlib.Path) -> None:
+    segments = [("liver", mask(0, 1)), ("left kidney", mask(1, 2)), ("spleen", mask(1))]
+    kept = draft()
+    kept.names = SCHEMA.names
+    drafts = Drafts(tmp_path)
+    drafts.save(kept, labels.flatten(SCHEMA, SHAPE, segments), GRID)
+    found = Drafts(tmp_path).find("http://a:1", "case 1")
+    assert found is not None
+    back = dict(labels.masks(drafts.voxels(found)[0], found.names, drafts.covered(found)))
+    assert all(numpy.array_equal(back[name], voxels) for name, voxels in segments)
+    drafts.save(draft(ts=2), flat(0), GRID)
+    assert not list(tmp_path.glob("*/*.npz"))
+
+
 def test_drafts_come_back_as_they_were(tmp_path: pathlib.Path) -> None:
     drafts = Drafts(tmp_path)
-    drafts.save(draft(), mask(0).astype(numpy.uint8), GRID)
-    drafts.save(draft(ts=2), mask(1).astype(numpy.uint8), GRID)
-    drafts.save(draft("a/b: c", 3), mask(2).astype(numpy.uint8), GRID)
+    drafts.save(draft(), flat(0), GRID)
+    drafts.save(draft(ts=2), flat(1), GRID)
+    drafts.save(draft("a/b: c", 3), flat(2), GRID)
     again = Drafts(tmp_path)
     assert [found.image for found in again.all("http://a:1")] == ["a/b: c", "case 1"]
     assert again.all("http://b:1") == []
@@ -162,11 +180,11 @@ def test_drafts_come_back_as_they_were(tmp_path: pathlib.Path) -> None:
 def test_a_crash_while_writing_keeps_the_older_draft(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Killed before the description, or in the middle of the label map: the draft of before is complete."""
     drafts = Drafts(tmp_path)
-    drafts.save(draft(), mask(0).astype(numpy.uint8), GRID)
+    drafts.save(draft(), flat(0), GRID)
     with monkeypatch.context() as patch:
         patch.setattr("FewlabelLib.drafts.os.replace", lambda *_: (_ for _ in ()).throw(OSError("killed")))
         with pytest.raises(OSError):
-            drafts.save(draft(ts=2), mask(1).astype(numpy.uint8), GRID)
+            drafts.save(draft(ts=2), flat(1), GRID)
     found = Drafts(tmp_path).find("http://a:1", "case 1")
     assert found is not None and found.ts == 1
     assert numpy.array_equal(drafts.voxels(found)[0] > 0, mask(0))
@@ -174,19 +192,19 @@ def test_a_crash_while_writing_keeps_the_older_draft(tmp_path: pathlib.Path, mon
 
 def test_an_older_draft_does_not_come_back_after_its_submit(tmp_path: pathlib.Path) -> None:
     drafts = Drafts(tmp_path)
-    drafts.save(draft(ts=5, key="k"), mask(0).astype(numpy.uint8), GRID)
+    drafts.save(draft(ts=5, key="k"), flat(0), GRID)
     drafts.remove("http://a:1", "case 1", "other")
     assert drafts.all("http://a:1"), "another submit's draft stays"
     drafts.remove("http://a:1", "case 1", "k")
-    drafts.save(draft(ts=4), mask(1).astype(numpy.uint8), GRID)
+    drafts.save(draft(ts=4), flat(1), GRID)
     assert not drafts.all("http://a:1")
-    drafts.save(draft(ts=6), mask(1).astype(numpy.uint8), GRID)
+    drafts.save(draft(ts=6), flat(1), GRID)
     assert drafts.all("http://a:1")
 
 
 def test_damaged_drafts_are_left_alone(tmp_path: pathlib.Path) -> None:
     drafts = Drafts(tmp_path)
-    drafts.save(draft(), mask(0).astype(numpy.uint8), GRID)
+    drafts.save(draft(), flat(0), GRID)
     described = next(tmp_path.glob("*/draft.json"))
     text = described.read_text()
     for content in ("", "{}", text.replace('"file": "', '"file": "../../'), text[:-20]):

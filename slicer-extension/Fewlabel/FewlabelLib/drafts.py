@@ -19,6 +19,7 @@ from typing import Any
 import numpy
 
 from . import nrrd
+from .labels import Flat
 
 
 @dataclass
@@ -40,6 +41,8 @@ class Draft:
     """The revision that the author started from."""
     key: str = ""
     """Names the submit that this draft was last sent with."""
+    covered: str = ""
+    """Name of the file with what overlaps hide in the label map; empty when nothing overlaps."""
 
 
 class Drafts:
@@ -51,28 +54,36 @@ class Drafts:
         self._sent: dict[pathlib.Path, float] = {}
         """Age of what was removed last: a draft that is older and was only written later is not wanted any more."""
 
-    def save(self, draft: Draft, voxels: numpy.ndarray, ijk_to_ras: numpy.ndarray, also: pathlib.Path | None = None) -> None:
+    def save(self, draft: Draft, flat: Flat, ijk_to_ras: numpy.ndarray, also: pathlib.Path | None = None) -> None:
         """Writes the draft; its label map as `also` too, where no later draft replaces it. Blocks: call it in a job."""
         with self._lock:
             if draft.ts > self._sent.get(self._place(draft.server, draft.image), float("-inf")):
-                self._save(draft, voxels, ijk_to_ras)
+                self._save(draft, flat, ijk_to_ras)
                 if also:
                     also.parent.mkdir(parents=True, exist_ok=True)
                     shutil.copyfile(self.path(draft), also)
 
-    def _save(self, draft: Draft, voxels: numpy.ndarray, ijk_to_ras: numpy.ndarray) -> None:
+    def _save(self, draft: Draft, flat: Flat, ijk_to_ras: numpy.ndarray) -> None:
         folder = self._place(draft.server, draft.image)
         folder.mkdir(parents=True, exist_ok=True)
         draft.file = f"{secrets.token_hex(8)}.nrrd"
-        nrrd.write(folder / draft.file, voxels, ijk_to_ras)
+        nrrd.write(folder / draft.file, flat.voxels, ijk_to_ras)
+        draft.covered = ""
+        if flat.covered:
+            draft.covered = f"{secrets.token_hex(8)}.npz"
+            with open(folder / draft.covered, "wb") as file:
+                # By number, because names may hold anything.
+                numpy.savez(file, *(flat.covered.get(name, numpy.zeros(0, numpy.int64)) for name in draft.names))
+                file.flush()
+                os.fsync(file.fileno())
         part = folder / "draft.json.part"
         with open(part, "w", encoding="utf-8") as file:
             json.dump(asdict(draft), file)
             file.flush()
             os.fsync(file.fileno())
         os.replace(part, folder / "draft.json")
-        for old in folder.glob("*.nrrd*"):
-            if old.name != draft.file:
+        for old in folder.iterdir():
+            if old.name not in ("draft.json", draft.file, draft.covered):
                 old.unlink(missing_ok=True)
 
     def find(self, server: str, image: str) -> Draft | None:
@@ -90,6 +101,13 @@ class Drafts:
         """The label map and `ijk_to_ras` of a draft."""
         return nrrd.read(self.path(draft).read_bytes())
 
+    def covered(self, draft: Draft) -> dict[str, numpy.ndarray]:
+        """What overlaps hide in the label map, by structure; see `labels.Flat.covered`."""
+        if not draft.covered:
+            return {}
+        with numpy.load(self.path(draft).with_name(draft.covered), allow_pickle=False) as kept:
+            return {name: kept[f"arr_{number}"] for number, name in enumerate(draft.names) if kept[f"arr_{number}"].size}
+
     def remove(self, server: str, image: str, key: str = "") -> None:
         """Forgets a draft: the description first. With a key only the draft that was sent with it."""
         folder = self._place(server, image)
@@ -102,7 +120,7 @@ class Drafts:
 
     def _remove(self, folder: pathlib.Path) -> None:
         (folder / "draft.json").unlink(missing_ok=True)
-        for file in folder.glob("*.nrrd*"):
+        for file in folder.iterdir():
             file.unlink(missing_ok=True)
 
     def _place(self, server: str, image: str) -> pathlib.Path:
@@ -115,5 +133,6 @@ def _read(path: pathlib.Path) -> Draft | None:
         draft = Draft(**json.loads(path.read_text("utf-8")))
     except (OSError, ValueError, TypeError):
         return None
-    named = pathlib.PurePath(draft.file).name
-    return draft if named == draft.file and (path.parent / named).is_file() else None
+    files = [draft.file] + ([draft.covered] if draft.covered else [])
+    # A description may have come from anywhere: it names files beside it, or none.
+    return draft if all(pathlib.PurePath(name).name == name and (path.parent / name).is_file() for name in files) else None

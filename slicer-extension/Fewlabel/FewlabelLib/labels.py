@@ -6,7 +6,7 @@ and value, one structure after the other; the order of segments in Slicer never 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -92,6 +92,8 @@ class Flat:
     """Voxels of each structure of the schema that has a segment, in the label map."""
     overlaps: list[tuple[str, str, int]] = field(default_factory=list)
     """Pairs of segments with common voxels, and how many; the second one has them."""
+    covered: dict[str, numpy.ndarray] = field(default_factory=dict)
+    """Voxels of a structure that a later one has in the map, as indices into the flattened map: for drafts, which keep them."""
     unknown: list[str] = field(default_factory=list)
     """Segments that are not in the schema, with something drawn in them. They are not in the map."""
     doubled: list[str] = field(default_factory=list)
@@ -144,10 +146,21 @@ def flatten(schema: Schema, shape: Sequence[int], segments: Iterable[tuple[str, 
         for other in schema.structures:
             if other.value != structure.value and below[other.value]:
                 flat.overlaps.append((other.name, structure.name, int(below[other.value])))
+                lost = numpy.flatnonzero(mask & (flat.voxels == other.value))
+                flat.covered[other.name] = numpy.union1d(flat.covered.get(other.name, lost), lost)
         flat.voxels[mask] = structure.value
     counts = numpy.bincount(flat.voxels.ravel(), minlength=len(schema.structures) + 1)
     flat.counts = {structure.name: int(counts[structure.value]) for structure in schema.structures if structure.name in seen}
     return flat
+
+
+def masks(voxels: numpy.ndarray, names: Sequence[str], covered: dict[str, numpy.ndarray]) -> Iterator[tuple[str, numpy.ndarray]]:
+    """The mask of each name from a label map whose value k is the k-th of them, and what others cover in it."""
+    for value, name in enumerate(names, 1):
+        mask = voxels == value
+        if name in covered:
+            mask.ravel()[covered[name]] = True
+        yield name, mask
 
 
 def to_schema(schema: Schema, voxels: numpy.ndarray, names: Sequence[str]) -> numpy.ndarray:

@@ -49,7 +49,7 @@ class MrmlScene:
             segmentation = _segmentation(shown.case.name, volume, labels.widen(schema, shown.names))
             if shown.voxels is not None:
                 _check_grid(volume, shown.voxels, shown.ijk_to_ras)
-                _fill(segmentation, volume, shown.voxels, shown.names)
+                _fill(segmentation, volume, shown.voxels, shown.names, shown.covered)
         except BaseException:
             _remove(segmentation, None if foreign else volume)
             raise
@@ -60,7 +60,9 @@ class MrmlScene:
         self._history.SetSegmentation(segmentation.GetSegmentation())
         self._observe(segmentation)
         _look_at(volume)
-        self.on_show()
+        # The Segment Editor may prepare a segmentation that it is given.
+        with self._silently():
+            self.on_show()
         _remove(*(node for node in old if node is not volume))
 
     def put(self, voxels: numpy.ndarray, ijk_to_ras: numpy.ndarray, schema: labels.Schema) -> None:
@@ -224,13 +226,13 @@ def _segmentation(name: str, volume: Any, schema: labels.Schema) -> Any:
     return node
 
 
-def _fill(node: Any, volume: Any, voxels: numpy.ndarray, names: list[str]) -> None:
+def _fill(node: Any, volume: Any, voxels: numpy.ndarray, names: list[str], covered: dict[str, numpy.ndarray] | None = None) -> None:
     """Puts each value of a label map into the segment of its name. By value, because a whole label map is imported by
     position, and loses what comes after a gap."""
     segmentation = node.GetSegmentation()
-    for value, name in enumerate(names, 1):
+    for name, mask in labels.masks(voxels, names, covered or {}):
         segment_id = segmentation.GetSegmentIdBySegmentName(name) or segmentation.AddEmptySegment(name, name)
-        slicer.util.updateSegmentBinaryLabelmapFromArray((voxels == value).astype(numpy.uint8), node, segment_id, volume)
+        slicer.util.updateSegmentBinaryLabelmapFromArray(mask.astype(numpy.uint8), node, segment_id, volume)
 
 
 def _grid(volume: Any) -> numpy.ndarray:

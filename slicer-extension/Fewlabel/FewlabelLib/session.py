@@ -93,6 +93,8 @@ class Shown:
     """The structure of each of its values 1, 2, ..."""
     ijk_to_ras: numpy.ndarray | None = None
     """The grid of the label map."""
+    covered: dict[str, numpy.ndarray] = field(default_factory=dict)
+    """What overlaps hide in the label map; see `labels.Flat.covered`."""
 
 
 @dataclass(frozen=True)
@@ -468,7 +470,7 @@ class Session:
         draft = self.drafts.find(client.address.url, image) if revision is None else None
         if draft:
             voxels, grid = self.drafts.voxels(draft)
-            return Fetched(Shown(case, path, voxels, draft.names, grid), draft.seen, draft)
+            return Fetched(Shown(case, path, voxels, draft.names, grid, self.drafts.covered(draft)), draft.seen, draft)
         job.text = "Fetching the label"
         seen = client.current_revision(image, "final", job.cancel)
         own = draft_tag(client.user)
@@ -644,7 +646,7 @@ class Session:
 
         def work(job: Job) -> Fault | None:
             copy = self._cache / f"draft-{secrets.token_hex(8)}.nrrd" if to_server else None
-            self.drafts.save(draft, flat.voxels, grid, copy)
+            self.drafts.save(draft, flat, grid, copy)
             try:
                 if copy and copy.exists():
                     client.submit(case.image, draft_tag(client.user), copy, labels.submit_params(self.schema, draft.complete), job.cancel, key=secrets.token_hex(16))
@@ -742,7 +744,7 @@ class Session:
             job.text = "Keeping a copy on this computer"
             path = self._cache / f"submit-{key}.nrrd"
             try:
-                self.drafts.save(draft, wide.voxels, grid, path)
+                self.drafts.save(draft, wide, grid, path)
                 if wide is not flat or dropped:
                     nrrd.write(path, numpy.where(numpy.isin(flat.voxels, dropped), 0, flat.voxels).astype(flat.voxels.dtype), grid)
                 revision = client.submit(case.image, "final", path, params, job.cancel, key=key, seen=seen, progress=job.progress("Submitting"))
@@ -836,7 +838,7 @@ class Session:
             drawn, drawn_grid = self.drafts.voxels(draft) if draft else (None, None)
             if drawn is not None and drawn.shape != voxels.shape:
                 draft, drawn = None, None
-            self._scene.show(Shown(case, None, drawn, draft.names if draft else [], drawn_grid), self.schema)
+            self._scene.show(Shown(case, None, drawn, draft.names if draft else [], drawn_grid, self.drafts.covered(draft) if draft else {}), self.schema)
             self._opened(case, None)
             self._state = State.EDITING if draft else State.SAMPLE
             self._edits = self._kept = 1 if draft else 0
@@ -883,7 +885,7 @@ class Session:
         """Writes the last edits here and now, on the main thread."""
         if self.unsaved and self.case and self.client and self._edits != self._kept:
             wide = labels.widen(self.schema, self._scene.segments())
-            self.drafts.save(self._draft(wide, ""), self._scene.flat(wide).voxels, self._scene.ijk_to_ras())
+            self.drafts.save(self._draft(wide, ""), self._scene.flat(wide), self._scene.ijk_to_ras())
 
     def _free(self) -> bool:
         return self.busy is Busy.NOTHING and self.question is None
