@@ -237,7 +237,7 @@ mod tests {
         );
         assert_eq!(
             (info["expiry"].as_i64(), info["create_ts"].as_i64()),
-            (5, Some(1_700_000_000))
+            (Some(5), Some(1_700_000_000))
         );
 
         let files = vec![

@@ -283,7 +283,6 @@ async fn the_description_lists_every_route() {
     for (path, methods) in api["paths"].as_object().unwrap() {
         for (method, operation) in methods.as_object().unwrap() {
             let answers = &operation["responses"];
-            assert!(answers["200"].is_object(), "{method} {path}");
             assert!(answers["default"].is_object(), "{method} {path}");
         }
     }
