@@ -5,8 +5,11 @@
 
 use serde_json::{Map, Value, json};
 
+/// Name, kind, and whether it has to be there.
+type Fields = &'static [(&'static str, Field, bool)];
+
 /// Fields of forms: path, method, and for each field its name, kind, and whether it has to be there.
-const FORMS: &[(&str, &str, &[(&str, Field, bool)])] = &[
+const FORMS: &[(&str, &str, Fields)] = &[
     (
         "/datastore/image",
         "put",
