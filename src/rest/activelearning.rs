@@ -21,6 +21,7 @@ pub async fn next(
     Segment(name): Segment,
     body: JsonObject,
 ) -> Result<Json<Value>, ApiError> {
+    App::require(app.offers.strategies, "the choice of a next sample")?;
     let params = body.or_empty();
     let client = params
         .get("client_id")
@@ -30,7 +31,7 @@ pub async fn next(
     let Some(choice) = strategy::next(&app.project, &name, client, &taken).await? else {
         return Ok(Json(json!({})));
     };
-    if choice.scores_missing {
+    if choice.scores_missing && app.offers.scoring {
         scoring::ask_for_scores(&app).await?;
     }
     let image = choice.image;
