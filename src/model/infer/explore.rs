@@ -88,11 +88,7 @@ impl Explorer {
             }
             on_engine!(engine, |B, device| {
                 let net = network::<B>(dir, &other, &device)?;
-                if describer.is_none() {
-                    let (net, device, patch) = (net.clone(), device.clone(), manifest.patch);
-                    describer =
-                        Some(Box::new(Describer { net, device, patch }) as Box<dyn Describe>);
-                }
+                describer.get_or_insert_with(|| describing(&net, &device, manifest.patch));
                 members.push(member(engine, net, &manifest, passes, precision, device)?);
             });
             give_back();
@@ -372,6 +368,18 @@ impl<B: Kernels> Describe for Describer<B> {
         let input = Tensor::<B, 5>::from_data(data, &self.device);
         to_f32(self.net.coarse_features(input).into_data())
     }
+}
+
+fn describing<B: Kernels + 'static>(
+    net: &PctNet<B>,
+    device: &B::Device,
+    patch: [usize; 3],
+) -> Box<dyn Describe> {
+    Box::new(Describer {
+        net: net.clone(),
+        device: device.clone(),
+        patch,
+    })
 }
 
 /// The network of a model directory, every parameter there.
