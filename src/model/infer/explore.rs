@@ -60,6 +60,7 @@ impl Explorer {
     ///
     /// # Errors
     /// No directory, one that is no model or of another kind, a device that is not there, passes that the model cannot do.
+    #[allow(clippy::clone_on_copy)] // devices of other backends are not
     pub fn load(
         dirs: &[PathBuf],
         passes: Passes,
@@ -88,7 +89,11 @@ impl Explorer {
             }
             on_engine!(engine, |B, device| {
                 let net = network::<B>(dir, &other, &device)?;
-                describer.get_or_insert_with(|| describing(&net, &device, manifest.patch));
+                if describer.is_none() {
+                    let (net, device, patch) = (net.clone(), device.clone(), manifest.patch);
+                    describer =
+                        Some(Box::new(Describer { net, device, patch }) as Box<dyn Describe>);
+                }
                 members.push(member(engine, net, &manifest, passes, precision, device)?);
             });
             give_back();
@@ -368,18 +373,6 @@ impl<B: Kernels> Describe for Describer<B> {
         let input = Tensor::<B, 5>::from_data(data, &self.device);
         to_f32(self.net.coarse_features(input).into_data())
     }
-}
-
-fn describing<B: Kernels + 'static>(
-    net: &PctNet<B>,
-    device: &B::Device,
-    patch: [usize; 3],
-) -> Box<dyn Describe> {
-    Box::new(Describer {
-        net: net.clone(),
-        device: device.clone(),
-        patch,
-    })
 }
 
 /// The network of a model directory, every parameter there.
