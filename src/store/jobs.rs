@@ -125,6 +125,17 @@ pub struct Beat {
     pub cancel: bool,
 }
 
+/// What the queue sees of a worker.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Pulse {
+    /// It renews its leases, or there is nothing to do.
+    Well,
+    /// The lease of a job that it has is over.
+    Lost,
+    /// Jobs wait and it has none.
+    Unclaimed,
+}
+
 /// How a worker ends a job.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Finish {
@@ -348,6 +359,14 @@ impl Jobs {
         }
     }
 
+    /// Whether a job of these kinds waits for a worker.
+    pub async fn any_waiting(&self, kinds: &[JobKind]) -> Result<bool, StoreError> {
+        Ok(sqlx::query_scalar(sql!("job_peek"))
+            .bind(serde_json::to_string(kinds)?)
+            .fetch_one(self.database.readers())
+            .await?)
+    }
+
     /// Takes the most urgent waiting job of these kinds for `lease_s` seconds.
     pub async fn claim(
         &self,
@@ -355,14 +374,10 @@ impl Jobs {
         kinds: &[JobKind],
         lease_s: u32,
     ) -> Result<Option<Claimed>, StoreError> {
-        let kinds = serde_json::to_string(kinds)?;
-        let any: bool = sqlx::query_scalar(sql!("job_peek"))
-            .bind(&kinds)
-            .fetch_one(self.database.readers())
-            .await?;
-        if !any {
+        if !self.any_waiting(kinds).await? {
             return Ok(None);
         }
+        let kinds = serde_json::to_string(kinds)?;
         let mut tx = self.database.begin().await?;
         let row: Option<JobRecord> = sqlx::query_as(sql!("job_claim"))
             .bind(worker)
@@ -456,6 +471,41 @@ impl Jobs {
         }
         self.changed.notify_waiters();
         Ok(())
+    }
+
+    /// Refuses a transaction whose worker has lost the job meanwhile.
+    ///
+    /// # Errors
+    /// [`StoreError::StaleFence`] then.
+    pub async fn check_held(
+        &self,
+        tx: &mut sqlx::SqliteConnection,
+        claimed: &Claimed,
+    ) -> Result<(), StoreError> {
+        let held: bool = sqlx::query_scalar(sql!("job_holds"))
+            .bind(claimed.job.id.to_string())
+            .bind(claimed.fence)
+            .fetch_one(tx)
+            .await?;
+        if held {
+            Ok(())
+        } else {
+            Err(StoreError::StaleFence(claimed.job.id.to_string()))
+        }
+    }
+
+    /// What the queue sees of a worker.
+    pub async fn pulse(&self, worker: &str) -> Result<Pulse, StoreError> {
+        let seen: String = sqlx::query_scalar(sql!("worker_pulse"))
+            .bind(worker)
+            .bind(self.clock.now_ms())
+            .fetch_one(self.database.readers())
+            .await?;
+        Ok(match seen.as_str() {
+            "lost" => Pulse::Lost,
+            "waits" => Pulse::Unclaimed,
+            _ => Pulse::Well,
+        })
     }
 
     /// Takes jobs from workers whose lease is over: back into the queue, or failed for good after

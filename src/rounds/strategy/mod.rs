@@ -57,7 +57,97 @@ struct Candidate<'a> {
 /// Index of the chosen candidate, and what to tell about it. There is at least one candidate.
 type Pick = (usize, Map);
 
-/// The next image for a client; none when every image but the test images has an accepted label.
+/// Whether there is such a strategy.
+///
+/// # Errors
+/// [`StrategyError::Unknown`] for a name that is not in [`NAMES`].
+pub fn check(name: &str) -> Result<(), StrategyError> {
+    if NAMES.contains(&name) {
+        return Ok(());
+    }
+    Err(StrategyError::Unknown {
+        name: name.to_owned(),
+    })
+}
+
+/// Images that may be offered, and what was offered before.
+struct Pool {
+    open: Vec<ImageRow>,
+    /// Image and when the strategy last served it, milliseconds since 1970-01-01 UTC.
+    servings: HashMap<String, i64>,
+    now_ms: i64,
+    /// Number of the next draw.
+    draw: u64,
+}
+
+impl Pool {
+    async fn of(
+        project: &Project,
+        name: &str,
+        taken: &HashSet<String>,
+    ) -> Result<Self, StrategyError> {
+        let accepted = Tag::accepted();
+        let labels = project.all_labels().await?;
+        let done: HashSet<&ImageId> = labels
+            .iter()
+            .filter(|label| label.tag == accepted)
+            .map(|label| &label.image)
+            .collect();
+        let held_out = project.test_images().await?;
+        let free = |image: &ImageRow| {
+            let id = image.id.as_str();
+            !done.contains(&image.id) && !held_out.contains(id) && !taken.contains(id)
+        };
+        let open = project.images().await?.into_iter().filter(free).collect();
+        let database = &project.store().database;
+        let servings = database.last_servings(name).await?.into_iter().collect();
+        let draw = database.serving_count().await?;
+        Ok(Self {
+            open,
+            servings,
+            now_ms: project.clock().now_ms(),
+            draw: u64::try_from(draw).unwrap_or_default(),
+        })
+    }
+
+    /// Takes the next image out; none when none is left.
+    fn pick(&mut self, project: &Project, name: &str) -> Result<Option<Choice>, StrategyError> {
+        let pick: fn(&[Candidate<'_>], &mut Rng) -> Pick = match name {
+            "random" => random::pick,
+            "first" => first::pick,
+            "last" => last::pick,
+            _ => {
+                return Err(StrategyError::Unknown {
+                    name: name.to_owned(),
+                });
+            }
+        };
+        if self.open.is_empty() {
+            return Ok(None);
+        }
+        let served_s_ago = |id: &ImageId| {
+            self.servings
+                .get(id.as_str())
+                .map(|at_ms| (self.now_ms - at_ms).div_euclid(1000))
+        };
+        let candidates: Vec<Candidate<'_>> = self
+            .open
+            .iter()
+            .map(|image| Candidate {
+                id: &image.id,
+                served_s_ago: served_s_ago(&image.id),
+            })
+            .collect();
+        let mut rng = Rng::new(project.seed()).named("strategy").stream(self.draw);
+        let (index, extras) = pick(&candidates, &mut rng);
+        self.draw += 1;
+        let image = self.open.swap_remove(index.min(self.open.len() - 1));
+        Ok(Some(Choice { image, extras }))
+    }
+}
+
+/// The next image for a client, none of those in `taken`; none when every other image but the test images has an accepted
+/// label.
 ///
 /// # Errors
 /// [`StrategyError::Unknown`] for a name that is not in [`NAMES`].
@@ -65,56 +155,37 @@ pub async fn next(
     project: &Project,
     name: &str,
     client: &str,
+    taken: &HashSet<String>,
 ) -> Result<Option<Choice>, StrategyError> {
-    let pick: fn(&[Candidate<'_>], &mut Rng) -> Pick = match name {
-        "random" => random::pick,
-        "first" => first::pick,
-        "last" => last::pick,
-        _ => {
-            return Err(StrategyError::Unknown {
-                name: name.to_owned(),
-            });
-        }
-    };
-    let accepted = Tag::accepted();
-    let labels = project.all_labels().await?;
-    let done: HashSet<&ImageId> = labels
-        .iter()
-        .filter(|label| label.tag == accepted)
-        .map(|label| &label.image)
-        .collect();
-    let held_out = project.test_images().await?;
-    let mut open: Vec<ImageRow> = project
-        .images()
-        .await?
-        .into_iter()
-        .filter(|image| !done.contains(&image.id) && !held_out.contains(image.id.as_str()))
-        .collect();
-    if open.is_empty() {
+    let mut pool = Pool::of(project, name, taken).await?;
+    let Some(choice) = pool.pick(project, name)? else {
         return Ok(None);
-    }
-
-    let database = &project.store().database;
-    let servings: HashMap<String, i64> = database.last_servings(name).await?.into_iter().collect();
-    let now_ms = project.clock().now_ms();
-    let served_s_ago = |id: &ImageId| {
-        servings
-            .get(id.as_str())
-            .map(|at_ms| (now_ms - at_ms).div_euclid(1000))
     };
-    let candidates: Vec<Candidate<'_>> = open
-        .iter()
-        .map(|image| Candidate {
-            id: &image.id,
-            served_s_ago: served_s_ago(&image.id),
-        })
-        .collect();
-    let draw = u64::try_from(database.serving_count().await?).unwrap_or_default();
-    let mut rng = Rng::new(project.seed()).named("strategy").stream(draw);
-    let (index, extras) = pick(&candidates, &mut rng);
-    let image = open.swap_remove(index.min(open.len() - 1));
-    record::serving(project, name, client, &image).await?;
-    Ok(Some(Choice { image, extras }))
+    record::serving(project, name, client, &choice.image).await?;
+    Ok(Some(choice))
+}
+
+/// The images that the strategy used last will offer next, as things are now; `taken` are leased.
+///
+/// # Errors
+/// When the store does not answer.
+pub async fn upcoming(
+    project: &Project,
+    count: u32,
+    taken: &HashSet<String>,
+) -> Result<Vec<ImageRow>, StrategyError> {
+    let used = project.store().database.last_strategy().await?;
+    let known = used.filter(|name| NAMES.contains(&name.as_str()));
+    let name = known.as_deref().unwrap_or("random");
+    let mut pool = Pool::of(project, name, taken).await?;
+    let mut images = Vec::new();
+    for _ in 0..count {
+        let Some(choice) = pool.pick(project, name)? else {
+            break;
+        };
+        images.push(choice.image);
+    }
+    Ok(images)
 }
 
 #[cfg(test)]

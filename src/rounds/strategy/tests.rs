@@ -8,7 +8,7 @@ use crate::rng::Rng;
 use proptest::prelude::*;
 
 async fn choose(bench: &Bench, name: &str) -> Option<String> {
-    next(&bench.project, name, "client")
+    next(&bench.project, name, "client", &HashSet::new())
         .await
         .unwrap()
         .map(|choice| choice.image.id.to_string())
@@ -32,7 +32,7 @@ async fn first_and_last_go_by_id_among_images_without_an_accepted_label() {
         assert_eq!(choose(&bench, name).await, None);
     }
     assert!(matches!(
-        next(&bench.project, "best", "c").await,
+        next(&bench.project, "best", "c", &HashSet::new()).await,
         Err(StrategyError::Unknown { .. })
     ));
 }
@@ -59,7 +59,7 @@ async fn test_images_are_never_served() {
 async fn random_serves_every_image_once_before_any_twice_and_notes_it() {
     let bench = Bench::with(&["a.nii.gz", "b.nii.gz", "c.nii.gz", "d.nii.gz"]).await;
     // The first time there is no record of a serving in the answer, afterwards there is.
-    let choice = next(&bench.project, "random", "client")
+    let choice = next(&bench.project, "random", "client", &HashSet::new())
         .await
         .unwrap()
         .unwrap();
