@@ -8,6 +8,8 @@
 //! Work runs outside of transactions. Every claim, loss and stop raises the job's fencing number,
 //! and a worker that comes back with an older number is refused: a job finishes once.
 
+mod pulse;
+
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
@@ -20,6 +22,8 @@ use uuid::Uuid;
 use super::StoreError;
 use super::rows::{Database, sql};
 use crate::clock::Clock;
+
+pub use pulse::Pulse;
 
 /// Names one job.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -123,17 +127,6 @@ pub struct Claimed {
 pub struct Beat {
     /// The job was stopped or given to another worker: end the work, its result is not wanted.
     pub cancel: bool,
-}
-
-/// What the queue sees of a worker.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Pulse {
-    /// It renews its leases, or there is nothing to do.
-    Well,
-    /// The lease of a job that it has is over.
-    Lost,
-    /// Jobs wait and it has none.
-    Unclaimed,
 }
 
 /// How a worker ends a job.
@@ -471,41 +464,6 @@ impl Jobs {
         }
         self.changed.notify_waiters();
         Ok(())
-    }
-
-    /// Refuses a transaction whose worker has lost the job meanwhile.
-    ///
-    /// # Errors
-    /// [`StoreError::StaleFence`] then.
-    pub async fn check_held(
-        &self,
-        tx: &mut sqlx::SqliteConnection,
-        claimed: &Claimed,
-    ) -> Result<(), StoreError> {
-        let held: bool = sqlx::query_scalar(sql!("job_holds"))
-            .bind(claimed.job.id.to_string())
-            .bind(claimed.fence)
-            .fetch_one(tx)
-            .await?;
-        if held {
-            Ok(())
-        } else {
-            Err(StoreError::StaleFence(claimed.job.id.to_string()))
-        }
-    }
-
-    /// What the queue sees of a worker.
-    pub async fn pulse(&self, worker: &str) -> Result<Pulse, StoreError> {
-        let seen: String = sqlx::query_scalar(sql!("worker_pulse"))
-            .bind(worker)
-            .bind(self.clock.now_ms())
-            .fetch_one(self.database.readers())
-            .await?;
-        Ok(match seen.as_str() {
-            "lost" => Pulse::Lost,
-            "waits" => Pulse::Unclaimed,
-            _ => Pulse::Well,
-        })
     }
 
     /// Takes jobs from workers whose lease is over: back into the queue, or failed for good after
