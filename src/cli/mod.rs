@@ -18,6 +18,7 @@ pub mod pretrain;
 mod progress;
 mod report;
 pub mod restore;
+mod round_options;
 pub mod serve;
 pub mod simulate;
 pub mod split;

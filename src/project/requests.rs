@@ -23,6 +23,8 @@ pub enum ImageSource {
         /// Where it lies on this machine.
         path: PathBuf,
     },
+    /// A patch of noise: whether a version answers at all, before it serves.
+    WarmUp,
 }
 
 /// The `result_extension` of whoever wants the numbers only.
@@ -121,8 +123,12 @@ pub struct TrainRequest {
     pub steps: Option<u32>,
     /// Share of the cases held out for validation, 0 to 1.
     pub val_split: f64,
-    /// Start from the live version instead of from random weights.
+    /// Start from trained weights instead of from random ones.
     pub pretrained: bool,
+    /// Continue the live version, instead of starting from the version that the first round started from; as the settings
+    /// say when absent.
+    #[serde(default)]
+    pub warm_start: Option<bool>,
     /// Seed of everything random in the run.
     pub seed: u64,
     /// Learning rate at the start; the recipe's when absent.
@@ -131,6 +137,25 @@ pub struct TrainRequest {
     pub batch: Option<u16>,
     /// Validations without improvement before the run ends; negative means never.
     pub early_stop_patience: i64,
+}
+
+impl TrainRequest {
+    /// What is done when nothing else is asked for.
+    pub fn of(model: &str) -> Self {
+        Self {
+            model: model.to_owned(),
+            name: "train_01".to_owned(),
+            max_epochs: 50,
+            steps: None,
+            val_split: 0.2,
+            pretrained: true,
+            warm_start: None,
+            seed: 0,
+            learning_rate: None,
+            batch: None,
+            early_stop_patience: -1,
+        }
+    }
 }
 
 /// Compute a score for every image.

@@ -215,6 +215,9 @@ impl Project {
             ..self.audit_entry("submit-label", &new.image, detail)
         };
         rows::append_audit(&mut tx, entry).await?;
+        if submit.tag == Tag::accepted() {
+            rows::end_lease(&mut tx, &new.image).await?;
+        }
         for job in &submit.jobs {
             self.jobs().add(&mut tx, job).await?;
         }

@@ -15,7 +15,7 @@ use super::App;
 use super::error::ApiError;
 use super::form::Form;
 use super::query::{Query, Segment, lenient_flag, typed};
-use super::{reply, task};
+use super::{info, reply, task};
 
 use crate::project::requests::{ImageSource, InferRequest, InferResult, NO_FILE, ResultType};
 use crate::project::{ImageId, JobId, JobKind, JobState, Jobs, Tag};
@@ -48,7 +48,8 @@ struct Params {
     label_tag: Option<String>,
     #[serde(deserialize_with = "lenient_flag")]
     restore_label_idx: bool,
-    version: Option<i64>,
+    /// A number, or one of the texts that `/info/` offers.
+    version: Option<Value>,
     /// Who asks.
     client_id: Option<String>,
 }
@@ -149,23 +150,23 @@ pub async fn infer(
         NO_FILE.to_owned()
     };
     let result_dtype = result_type(params.result_dtype)?;
-    if let Some(version) = params.version {
-        let known = app.registry.version(&model, version).await?;
-        known.ok_or_else(|| {
-            ApiError::not_found(
+    let version = match params.version.as_ref().and_then(info::version_of) {
+        Some(number) if app.registry.version(&model, number).await?.is_none() => {
+            return Err(ApiError::not_found(
                 "no_version",
-                format!("there is no version {version} of this model on this server"),
-            )
-        })?;
-    }
+                format!("there is no version {number} of this model; see /models/"),
+            ));
+        }
+        version => version,
+    };
     let client = params.client_id.as_deref().unwrap_or("admin").to_owned();
     let subject = match &source {
         ImageSource::Study { id } => Some(id.to_string()),
-        ImageSource::File { .. } => None,
+        ImageSource::File { .. } | ImageSource::WarmUp => None,
     };
     let payload = InferRequest {
         model: model.clone(),
-        version: params.version,
+        version,
         image: source,
         result_extension,
         result_dtype,

@@ -14,7 +14,7 @@ use super::App;
 use super::error::ApiError;
 use super::{scoring, train};
 use crate::project::{Counts, Job, JobKind, JobState};
-use crate::rounds::registry::ModelVersion;
+use crate::rounds::registry::{ModelVersion, VersionState};
 use crate::rounds::strategy;
 
 /// Models, trainers, strategies and progress.
@@ -35,9 +35,11 @@ async fn everything(app: &App) -> Result<Value, ApiError> {
     let mut models = Map::new();
     let mut trainers = Map::new();
     let mut stats = Map::new();
-    for version in app.live_models().await? {
+    let versions = app.registry.models().await?;
+    for version in versions.iter().filter(|version| version.live) {
         let name = &version.name;
-        match model_entry(app, &version) {
+        let others = versions.iter().filter(|other| other.name == *name);
+        match model_entry(app, version, others) {
             Ok(entry) => drop(models.insert(name.clone(), entry)),
             // Of a damaged store the rest is shown.
             Err(_) if app.project.read_only().is_some() => continue,
@@ -103,7 +105,40 @@ pub fn counts(counts: &Counts) -> Value {
     json!({ "total": counts.total, "completed": counts.completed, "label_tags": tags })
 }
 
-fn model_entry(app: &App, version: &ModelVersion) -> Result<Value, ApiError> {
+/// Versions that a combo box offers.
+const MOST_VERSIONS: usize = 20;
+
+/// What a client may send as `version`: the live one first, which stays the live one when another is published, then the
+/// others, newest first.
+fn offered<'a>(
+    live: &ModelVersion,
+    versions: impl DoubleEndedIterator<Item = &'a ModelVersion>,
+) -> Vec<String> {
+    let others = versions.rev().filter(|version| !version.live);
+    let others = others.map(|version| match version.state {
+        VersionState::Published => version.version.to_string(),
+        state => format!("{} ({})", version.version, state.as_str()),
+    });
+    std::iter::once(format!("live ({})", live.version))
+        .chain(others.take(MOST_VERSIONS - 1))
+        .collect()
+}
+
+/// The version that a client chose; none for the live one, and for what cannot be understood.
+pub fn version_of(chosen: &Value) -> Option<i64> {
+    match chosen {
+        Value::Number(number) => number.as_i64(),
+        Value::String(text) => text.split([' ', '(']).next()?.parse().ok(),
+        // OHIF sends a list that was not touched as it is: the first is the live one.
+        _ => None,
+    }
+}
+
+fn model_entry<'a>(
+    app: &App,
+    version: &ModelVersion,
+    versions: impl DoubleEndedIterator<Item = &'a ModelVersion>,
+) -> Result<Value, ApiError> {
     let manifest = version.manifest()?;
     let state = if manifest.trained {
         format!("version {}", version.version)
@@ -119,13 +154,15 @@ fn model_entry(app: &App, version: &ModelVersion) -> Result<Value, ApiError> {
         "labels": labels,
         "dimension": 3,
         "description": format!("PCT-Net for CT, {state}"),
-        "config": { "device": app.devices(), "largest_cc": false },
+        "config": {
+            "device": app.devices(), "largest_cc": false, "version": offered(version, versions),
+        },
     }))
 }
 
 fn trainer_entry(app: &App) -> Value {
     json!({
-        "description": "Fine-tunes PCT-Net on the submitted labels; a new version goes live only when it is better",
+        "description": "Fine-tunes PCT-Net on the submitted labels; a new version goes live only when it is not worse",
         "config": train::config(app.devices()),
     })
 }
@@ -163,8 +200,8 @@ fn stats(job: &Job, now_ms: i64) -> Value {
         }
     }
     // More than Slicer knows: an epoch of a large project takes long.
-    for key in ["step", "steps", "eta_s"] {
-        if job.progress[key].is_number() {
+    for key in ["stage", "step", "steps", "eta_s"] {
+        if !job.progress[key].is_null() {
             stats[key] = job.progress[key].clone();
         }
     }

@@ -2,7 +2,9 @@
 
 use serde_json::json;
 
+use super::models::Window;
 use super::{Failure, Outcome, Reporter, Worker};
+use crate::imaging::components::{self, Connectivity};
 use crate::imaging::{Budget, LabelFormat, write_label};
 use crate::project::requests::{BatchImages, BatchInferRequest};
 use crate::project::{Map, Tag};
@@ -27,11 +29,11 @@ impl Worker {
             if self.yield_to_urgent(reporter).is_break() {
                 return Err(Failure::Stopped);
             }
-            let proposal = match self.propose(
+            let mut proposal = match self.propose(
                 &version,
                 &image.path,
                 &Budget::default(),
-                request.largest_cc,
+                Window::Whole,
                 reporter,
             ) {
                 Ok(proposal) => proposal,
@@ -41,22 +43,23 @@ impl Worker {
                 }
                 Err(failure) => return Err(failure),
             };
+            if request.largest_cc {
+                components::keep_largest(&mut proposal.labels, Connectivity::Corners26);
+            }
             let file = scratch.join(format!(
                 "batch-{}{}",
                 uuid::Uuid::now_v7(),
                 LabelFormat::NiftiGz.suffix()
             ));
-            write_label(
-                &file,
-                &proposal.segmentation.labels,
-                &names,
-                LabelFormat::NiftiGz,
-            )?;
+            write_label(&file, &proposal.labels, &names, LabelFormat::NiftiGz)?;
             let label_names: Map = names
                 .iter()
                 .map(|(value, name)| (name.clone(), json!(value)))
                 .collect();
-            let params = json!({"label_names": label_names, "model_version": version.version});
+            let params = json!({
+                "label_names": label_names, "model": version.name, "model_version": version.version,
+                "model_sha256": version.weights_sha256,
+            });
             let kept = self.keep(&image.id, &request.label_tag, &file, &version, &params);
             std::fs::remove_file(&file)?;
             kept?;

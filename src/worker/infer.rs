@@ -1,48 +1,24 @@
 //! One proposal for one image.
 
-use std::collections::HashMap;
 use std::path::PathBuf;
 use std::time::Instant;
 
 use serde_json::{Value, json};
 
+use super::models::{Window, shrinking};
 use super::{Failure, Outcome, Reporter, Worker};
 use crate::imaging::components::{self, Connectivity};
 use crate::imaging::{Budget, LabelFormat, Sample, Volume, read_scan, write_label, write_label_as};
-use crate::model::{DeviceChoice, PrecisionChoice, Segmentation, Segmenter};
+use crate::model::ModelError;
 use crate::project::requests::{ImageSource, InferRequest, InferResult, NO_FILE, ResultType};
-use crate::project::{ImageId, MadeBy, Map, Origin, SubmitLabel, Tag};
+use crate::project::{ImageId, Job, MadeBy, Map, Origin, SubmitLabel, Tag};
 use crate::rounds::registry::{ModelVersion, Registry};
-
-/// Models on the device; the newest version of each name stays.
-#[derive(Default)]
-pub struct Models {
-    loaded: HashMap<String, (i64, Segmenter)>,
-}
-
-impl Models {
-    fn get(
-        &mut self,
-        version: &ModelVersion,
-        device: DeviceChoice,
-        precision: PrecisionChoice,
-    ) -> Result<&Segmenter, Failure> {
-        let loaded = match self.loaded.remove(&version.name) {
-            Some((number, segmenter)) if number == version.version => segmenter,
-            _ => Segmenter::load(&version.dir, device, precision)?,
-        };
-        let (_, segmenter) = self
-            .loaded
-            .entry(version.name.clone())
-            .insert_entry((version.version, loaded))
-            .into_mut();
-        Ok(segmenter)
-    }
-}
 
 /// A segmented image of the project or of a client.
 pub(super) struct Proposal {
-    pub segmentation: Segmentation,
+    pub labels: Volume<u16>,
+    /// What there is to tell: `windows`, `windows_skipped`, seconds by stage under `stages`.
+    pub about: Value,
     /// Seconds to read the image.
     pub read_s: f64,
 }
@@ -50,13 +26,14 @@ pub(super) struct Proposal {
 impl Worker {
     pub(super) fn infer(
         &mut self,
-        job: &str,
+        job: &Job,
         request: InferRequest,
         reporter: &Reporter,
     ) -> Outcome {
         let started = Instant::now();
         let version = self.version(&request.model, request.version)?;
         let (path, budget) = match &request.image {
+            ImageSource::WarmUp => return self.warm_up(&version),
             ImageSource::Study { id } => (self.image_path(id)?, Budget::default()),
             // What a client sent must not make the server read other files.
             ImageSource::File { path } => (
@@ -73,15 +50,43 @@ impl Worker {
                     .to_owned(),
             );
         }
-        let mut proposal =
-            match self.propose(&version, &path, &budget, request.largest_cc, reporter) {
+        let kept = match &request.image {
+            ImageSource::Study { id } if !request.largest_cc => self
+                .runtime
+                .block_on(self.ahead.find(&self.project, &version, id))?,
+            _ => None,
+        };
+        let ahead = kept.is_some();
+        let proposal = match kept {
+            Some((labels, about)) => Proposal {
+                labels,
+                about,
+                read_s: 0.0,
+            },
+            // The worker that had it before was lost with it, perhaps because there was too little memory.
+            None => match self.propose(
+                &version,
+                &path,
+                &budget,
+                Window::of_attempt(job.attempts),
+                reporter,
+            ) {
                 Err(Failure::Image(error)) => {
                     return refused(format!("the image is refused: {error}"));
                 }
                 proposal => proposal?,
-            };
+            },
+        };
+        let Proposal {
+            mut labels,
+            about,
+            read_s,
+        } = proposal;
         let post = Instant::now();
-        let labels = &mut proposal.segmentation.labels;
+        if request.largest_cc {
+            components::keep_largest(&mut labels, Connectivity::Corners26);
+        }
+        let labels = &labels;
         let names = self.project.schema().values();
         let suffix = request.result_extension.as_str();
         // Without a file for the client there may still be one to keep.
@@ -97,7 +102,7 @@ impl Worker {
         };
         let scratch = self.project.scratch_dir();
         std::fs::create_dir_all(&scratch)?;
-        let file = scratch.join(format!("{job}{}", format.suffix()));
+        let file = scratch.join(format!("{}{}", job.id, format.suffix()));
         let centroids = centroids(labels, &names);
         let post_s = post.elapsed().as_secs_f64();
         let write = Instant::now();
@@ -109,13 +114,10 @@ impl Worker {
             }
         }
         let write_s = write.elapsed().as_secs_f64();
-        let seconds = |stage: &str| {
-            let found = proposal
-                .segmentation
-                .timings
-                .iter()
-                .find(|(name, _)| *name == stage);
-            found.map_or(0.0, |(_, seconds)| *seconds)
+        // What was made before took no time now.
+        let seconds = |stage: &str| match ahead {
+            true => 0.0,
+            false => about["stages"][stage].as_f64().unwrap_or_default(),
         };
         let label_names: Map = names
             .iter()
@@ -124,20 +126,22 @@ impl Worker {
         let params = json!({
             "label_names": label_names,
             "latencies": {
-                "pre": proposal.read_s + seconds("prepare"),
+                "pre": read_s + seconds("prepare"),
                 "infer": seconds("network"),
                 "invert": seconds("finish"),
                 "post": post_s,
                 "write": write_s,
                 "total": started.elapsed().as_secs_f64(),
-                "transform": {"pre": {"read": proposal.read_s, "prepare": seconds("prepare")}, "post": {"finish": seconds("finish")}},
+                "transform": {"pre": {"read": read_s, "prepare": seconds("prepare")}, "post": {"finish": seconds("finish")}},
             },
             "centroids": centroids,
             "model": version.name,
             "model_version": version.version,
             "model_sha256": version.weights_sha256,
-            "windows": proposal.segmentation.windows,
-            "windows_skipped": proposal.segmentation.windows_skipped,
+            "windows": about["windows"],
+            "windows_skipped": about["windows_skipped"],
+            "window": about["window"],
+            "computed_ahead": ahead,
         });
         if let (Some(tag), ImageSource::Study { id }) = (&request.save_label, &request.image) {
             self.keep(id, tag, &file, &version, &params)?;
@@ -175,28 +179,55 @@ impl Worker {
         Ok(row.path)
     }
 
+    /// Whether a version answers at all; it stays on the device.
+    fn warm_up(&mut self, version: &ModelVersion) -> Outcome {
+        let segmenter = self
+            .models
+            .get(version, Window::Whole, self.device, self.precision)?;
+        segmenter.warm_up()?;
+        Ok(serde_json::to_value(InferResult {
+            file: None,
+            params: json!({"model": version.name, "model_version": version.version, "model_sha256": version.weights_sha256}),
+            refused: None,
+        })?)
+    }
+
+    /// Segments an image. When memory runs out, once more with a smaller window.
     pub(super) fn propose(
         &mut self,
         version: &ModelVersion,
         image: &std::path::Path,
         budget: &Budget,
-        largest_cc: bool,
+        window: Window,
         reporter: &Reporter,
     ) -> Result<Proposal, Failure> {
         let read = Instant::now();
         let scan = read_scan(image, budget).map_err(Failure::Image)?;
         let read_s = read.elapsed().as_secs_f64();
-        let segmenter = self.models.get(version, self.device, self.precision)?;
-        let segmentation = segmenter.segment(&scan.volume, &mut |_, _| reporter.flow());
-        let mut segmentation = match segmentation {
-            Err(crate::model::ModelError::Stopped) => return Err(Failure::Stopped),
-            result => result?,
-        };
-        if largest_cc {
-            components::keep_largest(&mut segmentation.labels, Connectivity::Corners26);
-        }
+        let (segmentation, window) = shrinking(window, |window| {
+            let segmenter = self
+                .models
+                .get(version, window, self.device, self.precision)?;
+            let found = segmenter.segment(&scan.volume, &mut |_, _| reporter.flow());
+            match found {
+                Err(ModelError::Stopped) => Err(Failure::Stopped),
+                result => Ok((result?, segmenter.manifest().patch)),
+            }
+        })?;
+        let stages: Map = segmentation
+            .timings
+            .iter()
+            .map(|(name, seconds)| ((*name).to_owned(), json!(seconds)))
+            .collect();
+        let about = json!({
+            "windows": segmentation.windows,
+            "windows_skipped": segmentation.windows_skipped,
+            "window": window,
+            "stages": stages,
+        });
         Ok(Proposal {
-            segmentation,
+            labels: segmentation.labels,
+            about,
             read_s,
         })
     }

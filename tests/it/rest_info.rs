@@ -29,13 +29,16 @@ async fn info_of_a_new_project() {
             "device": [
               "cpu"
             ],
-            "largest_cc": false
+            "largest_cc": false,
+            "version": [
+              "live (1)"
+            ]
           }
         }
       },
       "trainers": {
         "pct-net-s": {
-          "description": "Fine-tunes PCT-Net on the submitted labels; a new version goes live only when it is better",
+          "description": "Fine-tunes PCT-Net on the submitted labels; a new version goes live only when it is not worse",
           "config": {
             "name": "train_01",
             "pretrained": true,

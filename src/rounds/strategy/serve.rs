@@ -50,6 +50,32 @@ pub async fn next(
     }))
 }
 
+/// The images that the strategy used last will offer next, as things are now; `taken` are leased.
+///
+/// # Errors
+/// When the store does not answer.
+pub async fn upcoming(
+    project: &Project,
+    count: u32,
+    taken: &HashSet<String>,
+) -> Result<Vec<ImageRow>, StrategyError> {
+    let used = project.store().database.last_strategy().await?;
+    let known = used.and_then(|name| table::find(&name).ok());
+    let strategy = match known {
+        Some(strategy) => strategy,
+        None => table::find("random")?,
+    };
+    let mut offer = Offer::of(project, strategy, taken).await?;
+    let mut images = Vec::new();
+    for _ in 0..count {
+        let Some((image, _)) = offer.take(project.seed()) else {
+            break;
+        };
+        images.push(image);
+    }
+    Ok(images)
+}
+
 /// What a strategy of the server chooses from.
 struct Offer {
     strategy: &'static Strategy,
@@ -171,7 +197,7 @@ impl Offer {
 ///
 /// # Errors
 /// When the store does not answer.
-async fn where_to_look(
+pub(in crate::rounds) async fn where_to_look(
     project: &Project,
     image: &ImageRow,
 ) -> Result<Option<(String, Value)>, ProjectError> {
