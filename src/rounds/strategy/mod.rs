@@ -37,8 +37,8 @@ use crate::rng::Rng;
 use crate::store::StoreError;
 
 pub use pool::{Candidate, Labelled, Pool};
-pub use serve::{Choice, next};
 pub(in crate::rounds) use serve::labelled_images;
+pub use serve::{Choice, next};
 pub use table::{ALL, Strategy, choose, find};
 
 /// Why there is no choice.
