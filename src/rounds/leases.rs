@@ -53,7 +53,7 @@ pub async fn next(
 ) -> Result<Offer, StrategyError> {
     // Choosing and leasing are one act: of two clients at the same moment one comes second.
     let _turn = project.choosing().await;
-    strategy::check(name)?;
+    strategy::find(name)?;
     let now_ms = project.clock().now_ms();
     let held = project.store().database.leases(now_ms).await?;
     let mut skipped = None;
@@ -118,10 +118,14 @@ pub async fn next(
 /// A leased image, when it still wants a label.
 async fn still_open(project: &Project, id: &ImageId) -> Result<Option<Choice>, ProjectError> {
     let labelled = project.label(id, &Tag::accepted()).await?.is_some();
-    let image = project.image(id).await?.filter(|_| !labelled);
-    Ok(image.map(|image| Choice {
+    let Some(image) = project.image(id).await?.filter(|_| !labelled) else {
+        return Ok(None);
+    };
+    let look = strategy::where_to_look(project, &image).await?;
+    Ok(Some(Choice {
         image,
-        extras: Default::default(),
+        extras: look.into_iter().collect(),
+        scores_missing: false,
     }))
 }
 

@@ -302,6 +302,7 @@ impl Replay<'_> {
             steps: Some(self.settings.steps),
             val_split: 0.0,
             pretrained: true,
+            warm_start: None,
             // The same for all strategies: they differ by their cases alone.
             seed,
             learning_rate: None,
