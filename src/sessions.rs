@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use serde_json::{Value, json};
 use uuid::Uuid;
 
+use crate::imaging::dicom;
 use crate::project::{FileName, Project, ProjectError, Staged};
 use crate::store::rows::SessionRecord;
 use crate::store::{StoreError, remove_dir, sync_dir};
@@ -65,15 +66,23 @@ impl Sessions {
     }
 
     /// Makes a session of uploaded files, each with the client's name for it. One file keeps its
-    /// base name; several become a directory of numbered files.
+    /// base name; several become a directory of numbered files. With `archive` it has to be one zip file, which is
+    /// kept as it is: a series is read out of it.
     ///
     /// # Errors
-    /// [`ProjectError::Invalid`] without files, or when the name of the one file is unusable.
+    /// [`ProjectError::Invalid`] without files, when the name of the one file is unusable, or when an archive is none.
     pub async fn create(
         &self,
         files: Vec<(String, Staged)>,
         expiry_s: Option<u32>,
+        archive: bool,
     ) -> Result<Session, ProjectError> {
+        let is_archive = matches!(files.as_slice(), [(_, one)] if dicom::is_archive(&one.path));
+        if archive && !is_archive {
+            return Err(ProjectError::Invalid(
+                "uncompress=true is for one zip file, and this is none; send a zip file, or the files of the series as several fields 'files'".to_owned(),
+            ));
+        }
         let names: Vec<FileName> = match files.as_slice() {
             [] => {
                 return Err(ProjectError::Invalid(
@@ -223,6 +232,7 @@ mod tests {
             .create(
                 vec![("C:\\me\\my scan.nrrd".to_owned(), bench.stage(b"1").await)],
                 Some(5),
+                false,
             )
             .await
             .unwrap();
@@ -251,13 +261,13 @@ mod tests {
             ("../x".to_owned(), bench.stage(b"1").await),
             ("..".to_owned(), bench.stage(b"2").await),
         ];
-        let many = sessions.create(files, None).await.unwrap();
+        let many = sessions.create(files, None, false).await.unwrap();
         assert_eq!((&many.image, many.expiry_s), (&many.path, 3600));
         assert_eq!(std::fs::read_dir(&many.path).unwrap().count(), 2);
 
         for bad in [vec![], vec![("..".to_owned(), bench.stage(b"1").await)]] {
             assert!(matches!(
-                sessions.create(bad, None).await,
+                sessions.create(bad, None, false).await,
                 Err(ProjectError::Invalid(_))
             ));
         }
@@ -269,7 +279,11 @@ mod tests {
         let bench = Bench::with(&[]).await;
         let sessions = Sessions::new(&bench.project);
         let session = sessions
-            .create(vec![("a".to_owned(), bench.stage(b"1").await)], Some(10))
+            .create(
+                vec![("a".to_owned(), bench.stage(b"1").await)],
+                Some(10),
+                false,
+            )
             .await
             .unwrap();
         bench.clock.advance_ms(9_000);
@@ -306,7 +320,7 @@ mod tests {
         assert!(!session.path.exists());
 
         let session = sessions
-            .create(vec![("a".to_owned(), bench.stage(b"1").await)], None)
+            .create(vec![("a".to_owned(), bench.stage(b"1").await)], None, false)
             .await
             .unwrap();
         assert_eq!(

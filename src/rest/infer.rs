@@ -20,6 +20,8 @@ use super::{reply, task};
 use crate::project::requests::{ImageSource, InferRequest, InferResult};
 use crate::project::{ImageId, JobId, JobKind, JobState, Jobs, Tag};
 
+/// Suffix of a DICOM Segmentation object.
+const DICOM: &str = ".dcm";
 /// When a client that was refused should come back.
 const RETRY_AFTER_S: u32 = 5;
 
@@ -58,7 +60,7 @@ struct Params {
         ("model" = String, Path, description = "a name under models in /info/"),
         ("image" = Option<String>, Query, description = "image id"),
         ("session_id" = Option<String>, Query, description = "use the image of this session instead"),
-        ("output" = Option<String>, Query, description = "all (default), json or image")),
+        ("output" = Option<String>, Query, description = "all (default), json, image, or dicom_seg for a DICOM series")),
     responses((status = 200, description = "multipart with params and image; or one of them by output"),
         (status = 404, description = "unknown model or image"), (status = 429, description = "too many requests wait")))]
 pub async fn infer(
@@ -80,12 +82,6 @@ pub async fn infer(
             q.choice("output", &choices, Output::All),
         )
     })?;
-    if matches!(output, Output::DicomSeg) {
-        return Err(ApiError::bad_request(
-            "no_dicom_seg",
-            "DICOM SEG format is not supported in a non-DICOM datastore; ask for image or all",
-        ));
-    }
     app.live_model(&model).await?;
     let Ok(_slot) = app.infer_slots.try_acquire() else {
         return Err(ApiError::busy(
@@ -122,6 +118,12 @@ pub async fn infer(
                     "there is no image of this id; see /datastore/?output=all",
                 )
             })?;
+            if matches!(output, Output::DicomSeg) && !image.is_series {
+                return Err(ApiError::bad_request(
+                    "no_dicom_seg",
+                    "this image is no DICOM series, so there is nothing that a DICOM SEG could refer to; ask for image or all",
+                ));
+            }
             (ImageSource::Study { id }, image.name)
         }
         (None, None, None) => {
@@ -143,7 +145,10 @@ pub async fn infer(
                 .map_or_else(|| Ok(Tag::original()), Tag::parse)
         })
         .transpose()?;
-    let result_extension = result_extension(params.result_extension.as_deref(), &name)?;
+    let result_extension = match output {
+        Output::DicomSeg => DICOM.to_owned(),
+        _ => result_extension(params.result_extension.as_deref(), &name)?,
+    };
     let client = params.client_id.as_deref().unwrap_or("admin").to_owned();
     let subject = match &source {
         ImageSource::Study { id } => Some(id.to_string()),
@@ -222,14 +227,14 @@ async fn answer(result: Value, output: Output) -> Result<Response, ApiError> {
         .into_owned();
     match output {
         Output::Json => Ok(Json(result.params).into_response()),
-        Output::Image => reply::passing_file(file, &name).await,
-        Output::All | Output::DicomSeg => reply::params_and_file(&result.params, file, &name).await,
+        Output::Image | Output::DicomSeg => reply::passing_file(file, &name).await,
+        Output::All => reply::params_and_file(&result.params, file, &name).await,
     }
 }
 
 /// The format of the result: what the client asked for, else that of the image.
 fn result_extension(asked: Option<&str>, image_name: &str) -> Result<String, ApiError> {
-    const KNOWN: [&str; 5] = [".seg.nrrd", ".nrrd", ".nii.gz", ".nii", ".json"];
+    const KNOWN: [&str; 6] = [".seg.nrrd", ".nrrd", ".nii.gz", ".nii", DICOM, ".json"];
     let Some(asked) = asked.filter(|asked| !asked.is_empty()) else {
         let own = KNOWN.iter().find(|suffix| image_name.ends_with(**suffix));
         return Ok((*own.unwrap_or(&".nii.gz")).to_owned());

@@ -35,7 +35,7 @@
 //! | `DELETE /model/{model}` | renames the file | 409: versions are immutable |
 //! | `output=dicom_seg` | 500, after the inference | 400, before it |
 //! | `POST /reload` | anybody drops the application | 403 |
-//! | archives (`/session/?uncompress=true`) | unpacked to disk | refused with 422 |
+//! | archives (`/session/?uncompress=true`) | unpacked to disk | a zip file is kept, and the series read out of it; others are refused with 422 |
 //! | `Content-Encoding` of a request | accepted | 415 |
 //! | CORS | any origin, with credentials | off; origins can be named, never with credentials |
 //! | pages (`/`, `/docs`, `/logs/`) | load scripts from other hosts | own files only |

@@ -8,11 +8,15 @@ use serde_json::{Value, json};
 
 use super::{Failure, Outcome, Reporter, Worker};
 use crate::imaging::components::{self, Connectivity};
+use crate::imaging::dicom::{self, Algorithm, ResultKind, SegmentationKind};
 use crate::imaging::{Budget, LabelFormat, Volume, read_scan, write_label};
 use crate::model::{DeviceChoice, PrecisionChoice, Segmentation, Segmenter};
 use crate::project::requests::{ImageSource, InferRequest, InferResult};
 use crate::project::{ImageId, MadeBy, Map, Origin, SubmitLabel, Tag};
 use crate::rounds::registry::{ModelVersion, Registry};
+
+/// Suffix of a DICOM Segmentation object.
+const DICOM: &str = ".dcm";
 
 /// Models on the device; the newest version of each name stays.
 #[derive(Default)]
@@ -67,9 +71,9 @@ impl Worker {
                 },
             ),
         };
-        if path.is_dir() {
+        if request.result_extension == DICOM && !dicom::is_series(&path) {
             return refused(
-                "a series of several files cannot be read yet; send one NIfTI or NRRD file"
+                "a DICOM Segmentation refers to a DICOM series, and this image is none; ask for another result_extension"
                     .to_owned(),
             );
         }
@@ -84,21 +88,49 @@ impl Worker {
         let labels = &mut proposal.segmentation.labels;
         let names = self.project.schema().values();
         let suffix = request.result_extension.as_str();
-        let format = LabelFormat::from_suffix(suffix)
-            .ok_or_else(|| Failure::Error(format!("result_extension {suffix:?} cannot be written; use .nii.gz, .nii, .nrrd or .seg.nrrd")))?;
+        let format = match suffix {
+            DICOM => None,
+            _ => Some(LabelFormat::from_suffix(suffix)
+                .ok_or_else(|| Failure::Error(format!("result_extension {suffix:?} cannot be written; use .nii.gz, .nii, .nrrd, .seg.nrrd or .dcm")))?),
+        };
         let format = match format {
-            LabelFormat::Nrrd | LabelFormat::SegNrrd => {
-                format.with_compression(request.result_compress)
+            Some(format @ (LabelFormat::Nrrd | LabelFormat::SegNrrd)) => {
+                Some(format.with_compression(request.result_compress))
             }
             other => other,
         };
         let scratch = self.project.scratch_dir();
         std::fs::create_dir_all(&scratch)?;
-        let file = scratch.join(format!("{job}{}", format.suffix()));
+        let file = scratch.join(format!(
+            "{job}{}",
+            format.map_or(DICOM, LabelFormat::suffix)
+        ));
         let centroids = centroids(labels, &names);
         let post_s = post.elapsed().as_secs_f64();
         let write = Instant::now();
-        write_label(&file, labels, &names, format)?;
+        match format {
+            Some(format) => write_label(&file, labels, &names, format)?,
+            None => {
+                let by = Algorithm {
+                    name: version.name.clone(),
+                    version: format!(
+                        "{} (Fewlabel {})",
+                        version.version,
+                        env!("CARGO_PKG_VERSION")
+                    ),
+                    sha256: version.weights_sha256.clone(),
+                    made_ms: self.project.clock().now_ms(),
+                };
+                let written = dicom::open(&path, &budget).and_then(|mut scans| {
+                    let only = scans.only()?;
+                    let kind = ResultKind::Segmentation(SegmentationKind::Binary);
+                    dicom::write_labels(&file, (&scans, only), labels, &names, &by, kind)
+                });
+                if let Err(error) = written {
+                    return refused(format!("the image gets no DICOM result: {error}"));
+                }
+            }
+        }
         let write_s = write.elapsed().as_secs_f64();
         let seconds = |stage: &str| {
             let found = proposal

@@ -6,6 +6,9 @@ mod support;
 
 mod cli_serve;
 mod convert;
+mod dicom;
+mod dicom_results;
+mod dicom_serve;
 mod evaluate;
 mod faults;
 mod formats;
