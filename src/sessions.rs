@@ -13,9 +13,6 @@ use crate::project::{FileName, Project, ProjectError, Staged};
 use crate::store::rows::SessionRecord;
 use crate::store::{StoreError, remove_dir, sync_dir};
 
-/// How long a session lives after its last use when the client does not say, seconds.
-const DEFAULT_EXPIRY_S: u32 = 3600;
-
 /// One short-lived upload.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Session {
@@ -65,16 +62,16 @@ impl Sessions {
         }
     }
 
-    /// Makes a session of uploaded files, each with the client's name for it. One file keeps its
-    /// base name; several become a directory of numbered files. With `archive` it has to be one zip file, which is
-    /// kept as it is: a series is read out of it.
+    /// Makes a session of uploaded files, each with the client's name for it, that ends `expiry_s` seconds
+    /// after its last use. One file keeps its base name; several become a directory of numbered files. With
+    /// `archive` it has to be one zip file, which is kept as it is: a series is read out of it.
     ///
     /// # Errors
     /// [`ProjectError::Invalid`] without files, when the name of the one file is unusable, or when an archive is none.
     pub async fn create(
         &self,
         files: Vec<(String, Staged)>,
-        expiry_s: Option<u32>,
+        expiry_s: u32,
         archive: bool,
     ) -> Result<Session, ProjectError> {
         let is_archive = matches!(files.as_slice(), [(_, one)] if dicom::is_archive(&one.path));
@@ -112,11 +109,7 @@ impl Sessions {
             image,
             created_ms: now_ms,
             last_access_ms: now_ms,
-            expiry_s: i64::from(
-                expiry_s
-                    .filter(|expiry_s| *expiry_s > 0)
-                    .unwrap_or(DEFAULT_EXPIRY_S),
-            ),
+            expiry_s: i64::from(expiry_s),
         };
         let added = match moved {
             Ok(()) => self.project.store().database.add_session(&row).await,
@@ -231,7 +224,7 @@ mod tests {
         let one = sessions
             .create(
                 vec![("C:\\me\\my scan.nrrd".to_owned(), bench.stage(b"1").await)],
-                Some(5),
+                5,
                 false,
             )
             .await
@@ -261,13 +254,13 @@ mod tests {
             ("../x".to_owned(), bench.stage(b"1").await),
             ("..".to_owned(), bench.stage(b"2").await),
         ];
-        let many = sessions.create(files, None, false).await.unwrap();
+        let many = sessions.create(files, 3600, false).await.unwrap();
         assert_eq!((&many.image, many.expiry_s), (&many.path, 3600));
         assert_eq!(std::fs::read_dir(&many.path).unwrap().count(), 2);
 
         for bad in [vec![], vec![("..".to_owned(), bench.stage(b"1").await)]] {
             assert!(matches!(
-                sessions.create(bad, None, false).await,
+                sessions.create(bad, 3600, false).await,
                 Err(ProjectError::Invalid(_))
             ));
         }
@@ -279,11 +272,7 @@ mod tests {
         let bench = Bench::with(&[]).await;
         let sessions = Sessions::new(&bench.project);
         let session = sessions
-            .create(
-                vec![("a".to_owned(), bench.stage(b"1").await)],
-                Some(10),
-                false,
-            )
+            .create(vec![("a".to_owned(), bench.stage(b"1").await)], 10, false)
             .await
             .unwrap();
         bench.clock.advance_ms(9_000);
@@ -320,7 +309,7 @@ mod tests {
         assert!(!session.path.exists());
 
         let session = sessions
-            .create(vec![("a".to_owned(), bench.stage(b"1").await)], None, false)
+            .create(vec![("a".to_owned(), bench.stage(b"1").await)], 3600, false)
             .await
             .unwrap();
         assert_eq!(

@@ -45,7 +45,8 @@ pub use budget::Budget;
 pub use error::ImagingError;
 pub use geometry::{Geometry, GeometryError};
 pub use label::{
-    LabelFile, LabelFormat, Segment, read_label, read_label_of, write_label, write_scan,
+    LabelFile, LabelFormat, Segment, read_label, read_label_of, write_label, write_label_as,
+    write_scan,
 };
 pub use raster::Raster;
 pub use sample::Sample;

@@ -9,9 +9,9 @@ use serde_json::{Value, json};
 use super::{Failure, Outcome, Reporter, Worker};
 use crate::imaging::components::{self, Connectivity};
 use crate::imaging::dicom::{self, Algorithm, ResultKind, SegmentationKind};
-use crate::imaging::{Budget, LabelFormat, Volume, read_scan, write_label};
+use crate::imaging::{Budget, LabelFormat, Sample, Volume, read_scan, write_label, write_label_as};
 use crate::model::{DeviceChoice, PrecisionChoice, Segmentation, Segmenter};
-use crate::project::requests::{ImageSource, InferRequest, InferResult};
+use crate::project::requests::{ImageSource, InferRequest, InferResult, NO_FILE, ResultType};
 use crate::project::{ImageId, MadeBy, Map, Origin, SubmitLabel, Tag};
 use crate::rounds::registry::{ModelVersion, Registry};
 
@@ -88,6 +88,9 @@ impl Worker {
         let labels = &mut proposal.segmentation.labels;
         let names = self.project.schema().values();
         let suffix = request.result_extension.as_str();
+        // Without a file for the client there may still be one to keep.
+        let wants_file = suffix != NO_FILE;
+        let suffix = if wants_file { suffix } else { ".nii.gz" };
         let format = match suffix {
             DICOM => None,
             _ => Some(LabelFormat::from_suffix(suffix)
@@ -108,9 +111,12 @@ impl Worker {
         let centroids = centroids(labels, &names);
         let post_s = post.elapsed().as_secs_f64();
         let write = Instant::now();
-        match format {
-            Some(format) => write_label(&file, labels, &names, format)?,
-            None => {
+        let writes = wants_file || request.save_label.is_some();
+        match (format, request.result_dtype.map(sample)) {
+            _ if !writes => {}
+            (Some(format), Some(sample)) => write_label_as(&file, labels, &names, format, sample)?,
+            (Some(format), None) => write_label(&file, labels, &names, format)?,
+            (None, _) => {
                 let by = Algorithm {
                     name: version.name.clone(),
                     version: format!(
@@ -165,8 +171,11 @@ impl Worker {
         if let (Some(tag), ImageSource::Study { id }) = (&request.save_label, &request.image) {
             self.keep(id, tag, &file, &version, &params)?;
         }
+        if writes && !wants_file {
+            std::fs::remove_file(&file)?;
+        }
         Ok(serde_json::to_value(InferResult {
-            file: Some(file),
+            file: wants_file.then_some(file),
             params,
             refused: None,
         })?)
@@ -253,6 +262,16 @@ impl Worker {
                 .map_err(Failure::from)
         })?;
         Ok(())
+    }
+}
+
+fn sample(asked: ResultType) -> Sample {
+    match asked {
+        ResultType::Uint8 => Sample::U8,
+        ResultType::Uint16 => Sample::U16,
+        ResultType::Int16 => Sample::I16,
+        ResultType::Int32 => Sample::I32,
+        ResultType::Float32 => Sample::F32,
     }
 }
 
