@@ -99,6 +99,9 @@
 //! # Decisions worth knowing
 //! - **Own codecs for NIfTI and NRRD.** The `nifti` crate accepts a wrong gzip checksum and an offset
 //!   that is not a number, and knows no NIfTI-2; a reader of patients' images must refuse the former.
+//! - **Own walker of DICOM files** ([`imaging::dicom`]); only the decoders of compressed pixels are crates.
+//!   `dicom-object` 0.10 ends the process on deeply nested files and reserves what a header announces, so nothing
+//!   unchecked may reach it; after the checks there was little left for it to do.
 //! - **Own weights code, no burn-store.** Weights are safetensors under the names of the published
 //!   checkpoints ([`model::weights`]), so that they can be exchanged with PyTorch tensor by tensor.
 //! - **Uploaded models are safetensors only.** A `.pt` file is a program; `fewlabel convert` reads it

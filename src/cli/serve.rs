@@ -38,7 +38,8 @@ const HOUSEKEEPING: Duration = Duration::from_secs(300);
 /// Arguments of `fewlabel serve`.
 #[derive(Args, Clone, Debug)]
 pub struct ServeArgs {
-    /// Folder with the images: *.nii.gz, *.nii, *.nrrd at its top level. Images are never changed
+    /// Folder with the images at its top level: *.nii.gz, *.nii, *.nrrd, and DICOM series as folders or *.zip. Images are
+    /// never changed
     #[arg(
         long,
         value_name = "DIR|DICOMWEB_URL",

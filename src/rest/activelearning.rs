@@ -48,15 +48,15 @@ pub async fn next(
     }
     let image = choice.image;
     // Slicer keeps downloads by name; the checksum makes it notice another image of that name.
-    let sha256 = app.project.image_sha256(&image.id).await?;
+    let (file, sha256) = app.project.client_file(&image).await?;
     let mut answer = Map::from_iter([("id".to_owned(), image.id.to_string().into())]);
     answer.extend(choice.extras);
     // A Slicer on this machine opens the path when it is there, by its suffix. The file of an upload
     // has none, so such an image is offered for download only.
-    let path = if image.uploaded {
+    let path = if image.uploaded && !image.is_series {
         image.name.into()
     } else {
-        image.path.to_string_lossy()
+        file.to_string_lossy()
     };
     answer.insert("path".to_owned(), path.into());
     answer.extend(image.info);

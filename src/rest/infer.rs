@@ -20,6 +20,8 @@ use super::{info, reply, task};
 use crate::project::requests::{ImageSource, InferRequest, InferResult, NO_FILE, ResultType};
 use crate::project::{ImageId, JobId, JobKind, JobState, Jobs, Tag};
 
+/// Suffix of a DICOM Segmentation object.
+const DICOM: &str = ".dcm";
 /// When a client that was refused should come back.
 const RETRY_AFTER_S: u32 = 5;
 
@@ -61,7 +63,7 @@ struct Params {
         ("model" = String, Path, description = "a name under models in /info/"),
         ("image" = Option<String>, Query, description = "image id"),
         ("session_id" = Option<String>, Query, description = "use the image of this session instead"),
-        ("output" = Option<String>, Query, description = "all (default), json or image")),
+        ("output" = Option<String>, Query, description = "all (default), json, image, or dicom_seg for a DICOM series")),
     responses((status = 200, description = "multipart with params and image; or one of them by output"),
         (status = 404, description = "unknown model or image"), (status = 429, description = "too many requests wait")))]
 pub async fn infer(
@@ -83,12 +85,6 @@ pub async fn infer(
             q.choice("output", &choices, Output::All),
         )
     })?;
-    if matches!(output, Output::DicomSeg) {
-        return Err(ApiError::bad_request(
-            "no_dicom_seg",
-            "DICOM SEG format is not supported in a non-DICOM datastore; ask for image or all",
-        ));
-    }
     app.live_model(&model).await?;
     let Ok(_slot) = app.infer_slots.try_acquire() else {
         return Err(ApiError::busy(
@@ -125,6 +121,12 @@ pub async fn infer(
                     "there is no image of this id; see /datastore/?output=all",
                 )
             })?;
+            if matches!(output, Output::DicomSeg) && !image.is_series {
+                return Err(ApiError::bad_request(
+                    "no_dicom_seg",
+                    "this image is no DICOM series, so there is nothing that a DICOM SEG could refer to; ask for image or all",
+                ));
+            }
             (ImageSource::Study { id }, image.name)
         }
         (None, None, None) => {
@@ -144,10 +146,12 @@ pub async fn infer(
                 .map_or_else(|| Ok(Tag::original()), Tag::parse)
         })
         .transpose()?;
-    let result_extension = if params.result_write_to_file {
-        result_extension(params.result_extension.as_deref(), &name)?
-    } else {
-        NO_FILE.to_owned()
+    let result_extension = match output {
+        Output::DicomSeg => DICOM.to_owned(),
+        _ if params.result_write_to_file => {
+            result_extension(params.result_extension.as_deref(), &name)?
+        }
+        _ => NO_FILE.to_owned(),
     };
     let result_dtype = result_type(params.result_dtype)?;
     let version = match params.version.as_ref().and_then(info::version_of) {
@@ -238,14 +242,14 @@ async fn answer(result: Value, output: Output) -> Result<Response, ApiError> {
         .into_owned();
     match output {
         Output::Json => Ok(Json(result.params).into_response()),
-        Output::Image => reply::passing_file(file, &name).await,
-        Output::All | Output::DicomSeg => reply::params_and_file(&result.params, file, &name).await,
+        Output::Image | Output::DicomSeg => reply::passing_file(file, &name).await,
+        Output::All => reply::params_and_file(&result.params, file, &name).await,
     }
 }
 
 /// The format of the result: what the client asked for, else that of the image.
 fn result_extension(asked: Option<&str>, image_name: &str) -> Result<String, ApiError> {
-    const KNOWN: [&str; 5] = [".seg.nrrd", ".nrrd", ".nii.gz", ".nii", NO_FILE];
+    const KNOWN: [&str; 6] = [".seg.nrrd", ".nrrd", ".nii.gz", ".nii", DICOM, NO_FILE];
     let Some(asked) = asked.filter(|asked| !asked.is_empty()) else {
         let own = KNOWN.iter().find(|suffix| image_name.ends_with(**suffix));
         return Ok((*own.unwrap_or(&".nii.gz")).to_owned());

@@ -8,11 +8,15 @@ use serde_json::{Value, json};
 use super::models::{Window, shrinking};
 use super::{Failure, Outcome, Reporter, Worker};
 use crate::imaging::components::{self, Connectivity};
+use crate::imaging::dicom::{self, Algorithm, ResultKind, SegmentationKind};
 use crate::imaging::{Budget, LabelFormat, Sample, Volume, read_scan, write_label, write_label_as};
 use crate::model::ModelError;
 use crate::project::requests::{ImageSource, InferRequest, InferResult, NO_FILE, ResultType};
 use crate::project::{ImageId, Job, MadeBy, Map, Origin, SubmitLabel, Tag};
 use crate::rounds::registry::{ModelVersion, Registry};
+
+/// Suffix of a DICOM Segmentation object.
+const DICOM: &str = ".dcm";
 
 /// A segmented image of the project or of a client.
 pub(super) struct Proposal {
@@ -44,9 +48,9 @@ impl Worker {
                 },
             ),
         };
-        if path.is_dir() {
+        if request.result_extension == DICOM && !dicom::is_series(&path) {
             return refused(
-                "a series of several files cannot be read yet; send one NIfTI or NRRD file"
+                "a DICOM Segmentation refers to a DICOM series, and this image is none; ask for another result_extension"
                     .to_owned(),
             );
         }
@@ -92,25 +96,51 @@ impl Worker {
         // Without a file for the client there may still be one to keep.
         let wants_file = suffix != NO_FILE;
         let suffix = if wants_file { suffix } else { ".nii.gz" };
-        let format = LabelFormat::from_suffix(suffix)
-            .ok_or_else(|| Failure::Error(format!("result_extension {suffix:?} cannot be written; use .nii.gz, .nii, .nrrd or .seg.nrrd")))?;
+        let format = match suffix {
+            DICOM => None,
+            _ => Some(LabelFormat::from_suffix(suffix)
+                .ok_or_else(|| Failure::Error(format!("result_extension {suffix:?} cannot be written; use .nii.gz, .nii, .nrrd, .seg.nrrd or .dcm")))?),
+        };
         let format = match format {
-            LabelFormat::Nrrd | LabelFormat::SegNrrd => {
-                format.with_compression(request.result_compress)
+            Some(format @ (LabelFormat::Nrrd | LabelFormat::SegNrrd)) => {
+                Some(format.with_compression(request.result_compress))
             }
             other => other,
         };
         let scratch = self.project.scratch_dir();
         std::fs::create_dir_all(&scratch)?;
-        let file = scratch.join(format!("{}{}", job.id, format.suffix()));
+        let file = scratch.join(format!(
+            "{}{}",
+            job.id,
+            format.map_or(DICOM, LabelFormat::suffix)
+        ));
         let centroids = centroids(labels, &names);
         let post_s = post.elapsed().as_secs_f64();
         let write = Instant::now();
         let writes = wants_file || request.save_label.is_some();
-        if writes {
-            match request.result_dtype.map(sample) {
-                Some(sample) => write_label_as(&file, labels, &names, format, sample)?,
-                None => write_label(&file, labels, &names, format)?,
+        match (format, request.result_dtype.map(sample)) {
+            _ if !writes => {}
+            (Some(format), Some(sample)) => write_label_as(&file, labels, &names, format, sample)?,
+            (Some(format), None) => write_label(&file, labels, &names, format)?,
+            (None, _) => {
+                let by = Algorithm {
+                    name: version.name.clone(),
+                    version: format!(
+                        "{} (Fewlabel {})",
+                        version.version,
+                        env!("CARGO_PKG_VERSION")
+                    ),
+                    sha256: version.weights_sha256.clone(),
+                    made_ms: self.project.clock().now_ms(),
+                };
+                let written = dicom::open(&path, &budget).and_then(|mut scans| {
+                    let only = scans.only()?;
+                    let kind = ResultKind::Segmentation(SegmentationKind::Binary);
+                    dicom::write_labels(&file, (&scans, only), labels, &names, &by, kind)
+                });
+                if let Err(error) = written {
+                    return refused(format!("the image gets no DICOM result: {error}"));
+                }
             }
         }
         let write_s = write.elapsed().as_secs_f64();

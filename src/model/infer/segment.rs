@@ -243,6 +243,13 @@ pub(in crate::model) fn segment(
     scan: &Volume<f32>,
     on_window: &mut dyn FnMut(usize, usize) -> ControlFlow<()>,
 ) -> Result<Segmentation, ModelError> {
+    // A tilted scan is shown to the network as the patient is; its labels return to the tilted grid.
+    if let Some(grid) = resample::upright(&scan.geometry).map_err(ImagingError::from)? {
+        let upright = resample::linear(scan, &grid, model.preprocessing.hu_window[0]);
+        let mut result = segment(net, model, &upright, on_window)?;
+        result.labels = resample::nearest(&result.labels, &scan.geometry, 0);
+        return Ok(result);
+    }
     let start = Instant::now();
     let turn = orientation::to_lps(&scan.geometry);
     let turned = turn.apply(scan);

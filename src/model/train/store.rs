@@ -256,10 +256,15 @@ fn write(
     preprocessing: &Preprocessing,
     seed: u64,
 ) -> Result<StoredCase, ModelError> {
-    let turn = orientation::to_lps(&case.scan.geometry);
-    let mut scan = turn.apply(&case.scan);
-    let mut labels = turn.apply(&case.labels);
     let [low, high] = preprocessing.hu_window;
+    let (mut scan, mut labels) = (case.scan, case.labels);
+    if let Some(grid) = resample::upright(&scan.geometry).map_err(ImagingError::from)? {
+        scan = resample::linear(&scan, &grid, low);
+        labels = resample::nearest(&labels, &grid, 0);
+    }
+    let turn = orientation::to_lps(&scan.geometry);
+    scan = turn.apply(&scan);
+    labels = turn.apply(&labels);
     if let Some(spacing_mm) = preprocessing.spacing_mm {
         let grid =
             resample::grid_with_spacing(&scan.geometry, spacing_mm).map_err(ImagingError::from)?;

@@ -1,5 +1,6 @@
 //! A whole server on a real socket, with a worker that does not compute.
 
+pub mod dicom;
 mod http;
 mod process;
 mod worker;
