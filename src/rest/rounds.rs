@@ -44,7 +44,7 @@ use axum::extract::State;
 use serde_json::{Map, Value, json};
 
 use super::App;
-use super::error::{ApiError, FieldError};
+use super::error::ApiError;
 use super::query::{JsonObject, Query, Segment};
 use super::task::{Start, TRAIN};
 use super::train;
@@ -139,17 +139,13 @@ pub async fn settings(State(app): State<App>) -> Result<Json<Value>, ApiError> {
 
 /// Change how rounds start and are judged.
 #[utoipa::path(put, path = "/rounds/settings", tag = "Rounds",
-    request_body(content = String, content_type = "application/json", description = "object: the keys to change; client_id says who"),
+    request_body(content = String, content_type = "application/json", description = "optional object: the keys to change; client_id says who"),
     responses((status = 200, description = "all settings"), (status = 422, description = "a key or value that cannot be; nothing was changed")))]
 pub async fn change_settings(
     State(app): State<App>,
     body: JsonObject,
 ) -> Result<Json<Value>, ApiError> {
-    let Some(mut changes) = body.0 else {
-        return Err(ApiError::invalid(vec![FieldError::missing(
-            "body", "settings",
-        )]));
-    };
+    let mut changes = body.or_empty();
     let client = changes.remove("client_id");
     let client = client.as_ref().and_then(Value::as_str).unwrap_or("admin");
     let settings = Settings::change(&app.project.acting_as(client), changes).await?;
