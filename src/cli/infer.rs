@@ -8,8 +8,8 @@ use anyhow::{Context, bail};
 use clap::Args;
 use serde_json::json;
 
-use super::Usage;
 use super::progress::Progress;
+use super::{Usage, gpu};
 use crate::imaging::{Budget, LabelFormat, read_scan, write_label};
 use crate::model::{DeviceChoice, PrecisionChoice, Segmenter};
 use crate::telemetry::peak_memory_bytes;
@@ -27,11 +27,11 @@ pub struct InferArgs {
     /// NAME.nii.gz for each
     #[arg(short, long, value_name = "OUT")]
     out: PathBuf,
-    /// Where to compute: auto, cpu, cuda or cuda:N
+    /// Where to compute: auto, cpu, cuda, cuda:N, vulkan or vulkan:N
     #[arg(long, default_value = "auto")]
     device: DeviceChoice,
-    /// Numbers of inference: f32, bf16 (rounded factors, sums in f32; faster where the processor has such products) or
-    /// auto, which is f32 on a CPU
+    /// Numbers of inference: f32, bf16 (rounded factors, sums in f32; on a CPU faster where the processor has such products),
+    /// f16 (on a GPU) or auto, which is f32
     #[arg(long, default_value = "auto")]
     precision: PrecisionChoice,
     /// Test-time augmentation: none, or flips (the mean with the mirrored scan, paired labels exchanged; twice the time)
@@ -58,6 +58,7 @@ pub fn run(args: InferArgs) -> anyhow::Result<ExitCode> {
             args.images.len()
         )));
     }
+    gpu::announce(args.device)?;
     let load = Instant::now();
     let mut segmenter = Segmenter::load(&args.model, args.device, args.precision)?;
     if args.tta == "flips" {

@@ -10,6 +10,7 @@ mod dataset;
 pub mod demo;
 pub mod evaluate;
 pub mod export;
+mod gpu;
 pub mod import;
 pub mod infer;
 pub mod inspect;
