@@ -81,9 +81,7 @@ mod gpu {
 
     /// The first digits of the hash of this program.
     fn build() -> io::Result<String> {
-        let mut hash = Sha256::new();
-        io::copy(&mut File::open(std::env::current_exe()?)?, &mut hash)?;
-        let digest = hash.finalize();
+        let digest = Sha256::digest(fs::read(std::env::current_exe()?)?);
         Ok(digest[..6]
             .iter()
             .map(|byte| format!("{byte:02x}"))

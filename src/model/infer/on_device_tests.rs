@@ -154,7 +154,7 @@ fn gpu_that_runs_out_of_memory_goes_on_with_less() {
     let sum = with_less("the GPU", &mut items, |items| {
         tried.push(items);
         watch(|| {
-            let len = if items > 2 { 1 << 41 } else { 64 };
+            let len: usize = if items > 2 { 1 << 36 } else { 64 };
             let data = Tensor::<Gpu, 1>::empty([len], &device) * 0.0 + 1.0;
             let data = data.slice([0..64]).sum().try_into_data();
             let data = data.map_err(|error| Failure::Device(error.to_string()))?;

@@ -47,7 +47,7 @@ fn gather_windows_kernel<E: Float>(
         let y = place / w % h + starts[window * 3 + 1];
         let z = place / (w * h) % d + starts[window * 3];
         let inside = z >= d && z < d + depth && y >= h && y < h + height && x >= w && x < w + width;
-        let mut value = -1.0f32;
+        let mut value = f32::new(-1.0);
         if inside {
             value = scan[(((z - d) * height + (y - h)) * width + (x - w)) as usize];
         }
