@@ -26,6 +26,7 @@ mod stale;
 mod structures;
 mod submit;
 mod upkeep;
+mod vitals;
 mod watch;
 
 use std::path::PathBuf;
@@ -55,6 +56,7 @@ pub use stale::STALE;
 pub use structures::{Code, Structure, Terminology};
 pub use submit::SubmitLabel;
 pub use upkeep::{Backup, Checked, backup, check, restore};
+pub use vitals::{Queue, Space, Vitals};
 
 use crate::clock::Clock;
 use crate::imaging::Budget;
