@@ -142,29 +142,6 @@ fn gpu_precision_that_is_not_there_is_an_error() {
     }
 }
 
-#[test]
-fn gpu_that_runs_out_of_memory_goes_on_with_less() {
-    if !gpu_found() {
-        return;
-    }
-    let device = burn::tensor::ops::Device::<Gpu>::default();
-    // More than the largest buffer of any device, with more than a few items.
-    let mut items = 4;
-    let mut tried = Vec::new();
-    let sum = with_less("the GPU", &mut items, |items| {
-        tried.push(items);
-        watch(|| {
-            let len: usize = if items > 2 { 1 << 36 } else { 64 };
-            let data = Tensor::<Gpu, 1>::empty([len], &device) * 0.0 + 1.0;
-            let data = data.slice([0..64]).sum().try_into_data();
-            let data = data.map_err(|error| Failure::Device(error.to_string()))?;
-            Ok(crate::model::weights::to_f32(data)[0])
-        })
-    });
-    assert_eq!(sum.unwrap(), 64.0);
-    assert_eq!((tried, items), (vec![4, 2], 2));
-}
-
 /// Windows with random logits, blended on the device and on the host.
 #[test]
 fn gpu_blending_is_that_of_the_host() {
