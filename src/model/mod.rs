@@ -27,7 +27,7 @@ pub use convert::create_untrained;
 pub use engine::cache::keep_kernels_in;
 pub use engine::{DeviceChoice, DeviceInfo, check_device, probe_device};
 pub use error::ModelError;
-pub use infer::{Segmentation, Segmenter};
+pub use infer::{Explored, Explorer, Passes, ProbabilitySlice, Segmentation, Segmenter};
 pub use manifest::{Lineage, Manifest, ModelDescription, Preprocessing, write_model};
 pub use pct_net::PctNetConfig;
 pub use plan::{ClassFrequency, DataSummary, Given, Spacing, Survey};

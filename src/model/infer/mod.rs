@@ -6,17 +6,22 @@
 //! On the CPU the patches go through a plan one after the other and are blended by the host (`sliding`, `blend`); on a GPU
 //! the whole scan lies on the device and only the labels come back (`on_device`). Windows, weights and air are the same.
 
+mod band;
 mod blend;
+mod explore;
 mod mirrored;
 mod network;
 #[cfg(any(feature = "cuda", feature = "vulkan"))]
 mod on_device;
+mod passes;
 mod segment;
 mod sliding;
 mod windows;
 
+pub use explore::{Explored, Explorer, ProbabilitySlice};
 #[cfg(any(feature = "cuda", feature = "vulkan"))]
 pub(super) use network::gpu_precision;
 pub(super) use network::{Network, cpu_precision, ready};
+pub use passes::Passes;
 pub use segment::{Segmentation, Segmenter};
 pub(super) use segment::{prepare, segment};

@@ -69,7 +69,31 @@ impl Forward for Planned {
     }
 }
 
-/// A network in the form that answers fastest: a plan on the CPU, whole scans at once on a GPU.
+/// The network on a GPU, layer by layer.
+#[cfg(any(feature = "cuda", feature = "vulkan"))]
+struct NetworkOn<B: Kernels> {
+    net: PctNet<B>,
+    precision: Precision,
+    device: B::Device,
+    /// `[d, h, w]` of every patch.
+    patch: [usize; 3],
+}
+
+#[cfg(any(feature = "cuda", feature = "vulkan"))]
+impl<B: Kernels> Forward for NetworkOn<B> {
+    fn logits(&self, patch: Vec<f32>) -> Vec<f32> {
+        use burn::tensor::{Tensor, TensorData};
+        let [d, h, w] = self.patch;
+        let data = TensorData::new(patch, [1, 1, d, h, w]);
+        let input = Tensor::<B, 5>::from_data(data, &self.device);
+        let logits =
+            self.net
+                .forward_finest_in(input, crate::model::pct_net::Mode::Eval, self.precision);
+        crate::model::weights::to_f32(logits.into_data())
+    }
+}
+
+/// A network that is asked about single patches: a plan on the CPU, layer by layer on a GPU.
 ///
 /// # Errors
 /// The device does not compute in this precision.
@@ -77,6 +101,33 @@ impl Forward for Planned {
     not(any(feature = "cuda", feature = "vulkan")),
     allow(unused_variables)
 )] // a plan has no device
+pub(super) fn by_patches<B: Kernels + 'static>(
+    engine: Engine,
+    net: PctNet<B>,
+    config: &PctNetConfig,
+    patch: [usize; 3],
+    precision: PrecisionChoice,
+    device: B::Device,
+) -> Result<Box<dyn Forward + Send>, ModelError> {
+    Ok(match engine {
+        Engine::Cpu => {
+            let plan = Plan::new(&net, config.in_chns, patch, cpu_precision(precision)?);
+            Box::new(Planned(Mutex::new(plan)))
+        }
+        #[cfg(any(feature = "cuda", feature = "vulkan"))]
+        _ => Box::new(NetworkOn {
+            precision: gpu_precision::<B>(precision, &device)?,
+            net,
+            device,
+            patch,
+        }),
+    })
+}
+
+/// A network in the form that answers fastest: a plan on the CPU, whole scans at once on a GPU.
+///
+/// # Errors
+/// The device does not compute in this precision.
 pub(in crate::model) fn ready<B: Kernels + 'static>(
     engine: Engine,
     net: PctNet<B>,
@@ -86,10 +137,7 @@ pub(in crate::model) fn ready<B: Kernels + 'static>(
     device: B::Device,
 ) -> Result<Network, ModelError> {
     Ok(match engine {
-        Engine::Cpu => {
-            let plan = Plan::new(&net, config.in_chns, patch, cpu_precision(precision)?);
-            Network::Patches(Box::new(Planned(Mutex::new(plan))))
-        }
+        Engine::Cpu => Network::Patches(by_patches(engine, net, config, patch, precision, device)?),
         #[cfg(any(feature = "cuda", feature = "vulkan"))]
         _ => {
             let precision = gpu_precision::<B>(precision, &device)?;

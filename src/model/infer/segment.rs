@@ -198,6 +198,6 @@ pub(in crate::model) fn prepare(
     Ok(scan)
 }
 
-fn normalise(hu: f32, [low, high]: [f32; 2]) -> f32 {
+pub(super) fn normalise(hu: f32, [low, high]: [f32; 2]) -> f32 {
     (hu.clamp(low, high) - low) / (high - low) * 2.0 - 1.0
 }

@@ -88,39 +88,46 @@ impl<'a> Sliding<'a> {
 
     /// Whether anything in a window is above air.
     pub fn has_tissue(&self, start: [isize; 3]) -> bool {
-        self.rows(start)
-            .any(|(_, row)| row.iter().any(|&value| value > self.air))
+        has_tissue(&self.scan, start, self.patch, self.air)
     }
+}
 
-    /// The voxels of a window, -1 outside the scan.
-    pub fn cut(&self, start: [isize; 3]) -> Vec<f32> {
-        let mut patch = vec![-1f32; self.patch.iter().product()];
-        for (at, row) in self.rows(start) {
+fn has_tissue(scan: &Volume<f32>, start: [isize; 3], size: [usize; 3], air: f32) -> bool {
+    rows(scan, start, size).any(|(_, row)| row.iter().any(|&value| value > air))
+}
+
+/// The voxels of a window of `size` `[d, h, w]`, -1 outside the scan; `None` when nothing in it is above `air`.
+pub fn cut(scan: &Volume<f32>, start: [isize; 3], size: [usize; 3], air: f32) -> Option<Vec<f32>> {
+    has_tissue(scan, start, size, air).then(|| {
+        let mut patch = vec![-1f32; size.iter().product()];
+        for (at, row) in rows(scan, start, size) {
             patch[at..at + row.len()].copy_from_slice(row);
         }
         patch
-    }
+    })
+}
 
-    /// What of a window lies in the scan: rows, each with its place in the window.
-    fn rows(&self, start: [isize; 3]) -> impl Iterator<Item = (usize, &[f32])> {
-        let ([_, h, w], [depth, height, width]) = (self.patch, self.grid());
-        let inside = move |axis: usize, side: usize| {
-            let from = (-start[axis]).max(0);
-            let to = (side as isize - start[axis]).clamp(0, self.patch[axis] as isize);
-            (from as usize, to.max(from) as usize)
-        };
-        let ((z0, z1), (y0, y1), (x0, x1)) =
-            (inside(0, depth), inside(1, height), inside(2, width));
-        (z0..z1).flat_map(move |z| {
-            (y0..y1).map(move |y| {
-                let slice = (start[0] + z as isize) as usize * height;
-                let line = (slice + (start[1] + y as isize) as usize) * width;
-                let from = line + (start[2] + x0 as isize) as usize;
-                let row = &self.scan.voxels[from..from + x1 - x0];
-                ((z * h + y) * w + x0, row)
-            })
+/// What of a window lies in the scan: rows, each with its place in the window.
+fn rows(
+    scan: &Volume<f32>,
+    start: [isize; 3],
+    size: [usize; 3],
+) -> impl Iterator<Item = (usize, &[f32])> {
+    let ([_, h, w], [depth, height, width]) = (size, scan.geometry.shape());
+    let inside = |axis: usize, side: usize| {
+        let from = (-start[axis]).max(0);
+        let to = (side as isize - start[axis]).clamp(0, size[axis] as isize);
+        (from as usize, to.max(from) as usize)
+    };
+    let ((z0, z1), (y0, y1), (x0, x1)) = (inside(0, depth), inside(1, height), inside(2, width));
+    (z0..z1).flat_map(move |z| {
+        (y0..y1).map(move |y| {
+            let slice = (start[0] + z as isize) as usize * height;
+            let line = (slice + (start[1] + y as isize) as usize) * width;
+            let from = line + (start[2] + x0 as isize) as usize;
+            ((z * h + y) * w + x0, &scan.voxels[from..from + x1 - x0])
         })
-    }
+    })
 }
 
 /// Window by window, blended on the host.
@@ -149,11 +156,9 @@ pub fn slide_on_host(
         blend.finish_below(z.max(0) as usize);
         finish_s += finish.elapsed().as_secs_f64();
         for start in sliding.level(z) {
-            if sliding.has_tissue(start) {
-                let logits = net.logits(sliding.cut(start));
-                blend.add(start, patch, &logits, &weights);
-            } else {
-                skipped += 1;
+            match cut(&sliding.scan, start, patch, sliding.air) {
+                Some(voxels) => blend.add(start, patch, &net.logits(voxels), &weights),
+                None => skipped += 1,
             }
             done += 1;
             if on_window(done, total).is_break() {
