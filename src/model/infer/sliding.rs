@@ -87,6 +87,7 @@ impl<'a> Sliding<'a> {
     }
 
     /// Whether anything in a window is above air.
+    #[cfg(any(feature = "cuda", feature = "vulkan"))]
     pub fn has_tissue(&self, start: [isize; 3]) -> bool {
         has_tissue(&self.scan, start, self.patch, self.air)
     }
