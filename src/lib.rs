@@ -48,7 +48,8 @@
 //! work; training looks for such jobs between two steps and does them in between
 //! ([`worker`]). The scan is read, turned to LPS order, brought to the model's spacing and HU window,
 //! cut into overlapping windows ([`model::Segmenter`]); windows of air alone are skipped, logits are
-//! blended, and the argmax returns to the exact grid of the file. The file goes back as the second
+//! blended, and the argmax returns to the exact grid of the file (on a GPU all of this between reading and labels happens
+//! there, `model/infer/on_device.rs`). The file goes back as the second
 //! part of a multipart answer with `Content-Length`, which MONAI Label's client needs. A client that
 //! leaves takes its job along.
 //!
@@ -111,6 +112,9 @@
 //! - **Own kernels on the CPU** ([`model::kernels`]): convolution, normalisation, attention and their
 //!   gradients, because training has to be bearable without a GPU. Each is tested against the plain
 //!   operations of burn.
+//! - **The same kernels on GPUs** as CubeCL source for CUDA and Vulkan. A GPU that is missing something, or fails, is an
+//!   error with what to do, never a panic (`model/engine`); one process uses one GPU, and `model/train/passes.rs` says
+//!   where several would come in.
 pub mod cli;
 pub mod clock;
 pub mod config;

@@ -1,36 +1,53 @@
 //! `fewlabel bench`: how fast this machine computes the network.
 
-use clap::Args;
-use serde_json::json;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Instant;
 
-use super::parse_triple;
-use crate::model::bench::{Layers, Work, measure, measure_layers};
-use crate::model::{DeviceChoice, PctNetConfig, PrecisionChoice, probe_device};
+use anyhow::{Context, bail};
+use clap::Args;
+use serde_json::{Value, json};
+
+use super::{gpu, parse_triple};
+use crate::model::bench::{
+    Bench, Layers, Machine, Measured, Work, first_inference, measure_layers, measure_machine,
+};
+use crate::model::{
+    DeviceChoice, DeviceInfo, PctNetConfig, Precision, PrecisionChoice, keep_kernels_in,
+};
 use crate::telemetry::peak_memory_bytes;
 
 /// Classes of the measured networks, background included.
 const CLASSES: usize = 8;
+/// Window of a whole scan.
+const WINDOW: [usize; 3] = [64, 128, 128];
 
 /// Arguments of `fewlabel bench`.
 #[derive(Debug, Args)]
 pub struct BenchArgs {
-    /// Where to compute: auto, cpu, cuda or cuda:N
+    /// Where to compute: auto, cpu, cuda, cuda:N, vulkan or vulkan:N
     #[arg(long, default_value = "auto")]
     device: DeviceChoice,
-    /// Numbers of inference: f32, bf16 (rounded factors, sums in f32; faster where the processor has such products) or
-    /// auto, which is f32 on a CPU
+    /// Numbers of activations: f32, bf16 or f16 (sums in f32), or auto, which is f32. On a CPU for inference only
     #[arg(long, default_value = "auto")]
     precision: PrecisionChoice,
     /// Network: pct-net or pct-net-s
     #[arg(long, default_value = "pct-net", value_parser = ["pct-net", "pct-net-s"])]
     network: String,
-    /// Patch to measure; may be repeated [default: 32,64,64 and 64,128,128]
+    /// Patch to measure; may be repeated. A whole scan takes the last one as its window [default: 32,64,64 and 64,128,128]
     #[arg(long, value_name = "Z,Y,X", value_parser = parse_triple::<usize>)]
     patch: Vec<[usize; 3]>,
-    /// What to measure: forward, step or both
-    #[arg(long, default_value = "both", value_parser = ["forward", "step", "both"])]
-    work: String,
-    /// Counted runs, after one that does not count
+    /// Patches at once, in a forward pass or a training step
+    #[arg(long, default_value_t = 1, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
+    batch: u16,
+    /// What to measure: forward, step, both, volume (a whole scan), start (a first answer, without and with kernels that an
+    /// earlier start has compiled) or all [default: all on a GPU, both on a CPU]
+    #[arg(long, value_parser = ["forward", "step", "both", "volume", "start", "all"])]
+    work: Option<String>,
+    /// Voxels of the whole scan; they are 1.5 x 0.8 x 0.8 mm, and the network sees 1.5 mm
+    #[arg(long, value_name = "Z,Y,X", default_value = "300,512,512", value_parser = parse_triple::<usize>)]
+    volume: [usize; 3],
+    /// Counted runs, after one that does not count; a whole scan on a CPU runs once
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u16).range(1..))]
     repeats: u16,
     /// Instead, print each step of inference on the CPU beside what the machine could do at most
@@ -39,29 +56,47 @@ pub struct BenchArgs {
     /// Print one JSON document
     #[arg(long)]
     json: bool,
+    /// Make a first inference with kernels kept in DIR, and end
+    #[arg(long, value_name = "DIR", hide = true)]
+    first_inference: Option<PathBuf>,
 }
 
-/// Measures and prints seconds and the process's peak memory so far.
+/// One line of the table.
+struct Row {
+    work: &'static str,
+    patch: [usize; 3],
+    volume: Option<[usize; 3]>,
+    measured: Measured,
+    peak_mib: Option<u64>,
+}
+
+/// Measures and prints seconds, what was reached of the device, and memory.
 ///
 /// # Errors
-/// A patch that the network does not accept, a device that is not there.
+/// A patch that the network does not accept, a device that is not there or fails.
 pub fn run(args: BenchArgs) -> anyhow::Result<()> {
-    let device = probe_device(args.device)?;
-    let patches = if args.patch.is_empty() {
-        vec![[32, 64, 64], [64, 128, 128]]
-    } else {
-        args.patch
-    };
-    let works = match args.work.as_str() {
-        "forward" => vec![Work::Forward],
-        "step" => vec![Work::TrainingStep],
-        _ => vec![Work::Forward, Work::TrainingStep],
-    };
     let make = match args.network.as_str() {
         "pct-net" => PctNetConfig::pct_net,
         _ => PctNetConfig::pct_net_s,
     };
-    let config = make(CLASSES, [64, 128, 128], 1);
+    let config = make(CLASSES, WINDOW, 1);
+    let patches = match args.patch.as_slice() {
+        [] => vec![[32, 64, 64], WINDOW],
+        given => given.to_vec(),
+    };
+    let window = patches.last().copied().unwrap_or(WINDOW);
+    let bench = |patch| Bench {
+        config: config.clone(),
+        patch,
+        batch: usize::from(args.batch),
+        repeats: usize::from(args.repeats),
+        device: args.device,
+        precision: args.precision,
+    };
+    if let Some(folder) = &args.first_inference {
+        keep_kernels_in(folder);
+        return Ok(first_inference(&bench(window))?);
+    }
     if args.layers {
         for patch in patches {
             let repeats = usize::from(args.repeats);
@@ -70,42 +105,204 @@ pub fn run(args: BenchArgs) -> anyhow::Result<()> {
         }
         return Ok(());
     }
-    let mut results = Vec::new();
-    for patch in patches {
-        for &work in &works {
-            let repeats = usize::from(args.repeats);
-            let runs = measure(work, &config, patch, repeats, args.device, args.precision)?;
-            let mut seconds: Vec<f64> = runs.iter().map(|run| run.seconds).collect();
-            seconds.sort_by(f64::total_cmp);
-            let busy: Vec<f64> = runs.iter().map(|run| run.busy_seconds).collect();
-            let name = match work {
+    let device = gpu::announce(args.device)?;
+    let usual = if device.name == "cpu" { "both" } else { "all" };
+    let work = args.work.as_deref().unwrap_or(usual);
+    let wanted = |name: &str| work == "all" || work == name;
+    let mut works = Vec::new();
+    if wanted("forward") || work == "both" {
+        works.push(Work::Forward);
+    }
+    if wanted("step") || work == "both" {
+        works.push(Work::TrainingStep);
+    }
+    let mut rows = Vec::new();
+    let all = patches
+        .iter()
+        .flat_map(|patch| works.iter().map(move |work| (*patch, *work)))
+        .chain(wanted("volume").then_some((window, Work::Volume(args.volume))));
+    for (patch, work) in all {
+        let measured = bench(patch).measure(work)?;
+        let row = Row {
+            work: match work {
                 Work::Forward => "forward",
                 Work::TrainingStep => "training step",
-            };
-            let [least, median, most] =
-                [0, seconds.len() / 2, seconds.len() - 1].map(|i| seconds[i]);
-            let peak_mib = peak_memory_bytes().map(|bytes| bytes >> 20);
-            if !args.json {
-                let memory =
-                    peak_mib.map_or_else(String::new, |mib| format!(", peak so far {mib} MiB"));
-                println!(
-                    "{} {name} {patch:?} on {device}: {median:.3} s [{least:.3}-{most:.3}]{memory}",
-                    args.network
-                );
-            }
-            results.push(json!({
-                "network": args.network, "work": name, "patch_zyx": patch, "seconds": seconds,
-                "busy_seconds": busy, "median_seconds": median, "peak_memory_mib_so_far": peak_mib,
-            }));
+                Work::Volume(_) => "whole scan",
+            },
+            patch,
+            volume: match work {
+                Work::Volume(shape) => Some(shape),
+                _ => None,
+            },
+            measured,
+            peak_mib: peak_memory_bytes().map(|bytes| bytes >> 20),
+        };
+        if !args.json {
+            eprintln!("{} {patch:?}: {:.3} s", row.work, row.seconds()[1]);
         }
+        rows.push(row);
     }
+    let start = match wanted("start") {
+        true => Some(starts(&args, window)?),
+        false => None,
+    };
+    // After the runs, so that its memory does not count as theirs.
+    let machines = machines(&args, &rows)?;
     if args.json {
-        println!(
-            "{}",
-            serde_json::to_string_pretty(&json!({"device": device, "results": results}))?
-        );
+        let of = |row: &Row| row.json(&args, machine_of(&machines, row));
+        let report = json!({
+            "device": device.name, "description": device.description, "network": args.network,
+            "machine": machines.iter().map(|(precision, machine)| json!({
+                "precision": precision, "flops": machine.operations_per_s, "bytes_per_s": machine.bytes_per_s,
+            })).collect::<Vec<_>>(),
+            "results": rows.iter().map(of).collect::<Vec<_>>(),
+            "first_inference": start.map(|[cold, warm]| json!({"cold_seconds": cold, "warm_seconds": warm})),
+        });
+        println!("{}", serde_json::to_string_pretty(&report)?);
+    } else {
+        print_table(&args, &device, &machines, &rows, start);
     }
     Ok(())
+}
+
+/// The device's limits in each precision that was measured.
+fn machines(args: &BenchArgs, rows: &[Row]) -> anyhow::Result<Vec<(Precision, Machine)>> {
+    let mut machines: Vec<(Precision, Machine)> = Vec::new();
+    for row in rows {
+        let precision = row.measured.precision;
+        if machines.iter().all(|(known, _)| *known != precision) {
+            machines.push((precision, measure_machine(args.device, precision)?));
+        }
+    }
+    Ok(machines)
+}
+
+fn machine_of<'a>(machines: &'a [(Precision, Machine)], row: &Row) -> Option<&'a Machine> {
+    let mut known = machines.iter();
+    let found = known.find(|(precision, _)| *precision == row.measured.precision);
+    found.map(|(_, machine)| machine)
+}
+
+impl Row {
+    /// Least, median and most.
+    fn seconds(&self) -> [f64; 3] {
+        let mut seconds: Vec<f64> = self.measured.runs.iter().map(|run| run.seconds).collect();
+        seconds.sort_by(f64::total_cmp);
+        let last = seconds.len().saturating_sub(1);
+        [0, seconds.len() / 2, last].map(|i| seconds.get(i).copied().unwrap_or(f64::NAN))
+    }
+
+    fn json(&self, args: &BenchArgs, machine: Option<&Machine>) -> Value {
+        let measured = &self.measured;
+        let [_, median, _] = self.seconds();
+        let runs = &measured.runs;
+        let stages = |run: &crate::model::bench::Run| -> serde_json::Map<String, Value> {
+            let stages = run.stages.iter();
+            stages
+                .map(|(stage, s)| ((*stage).to_owned(), json!(s)))
+                .collect()
+        };
+        let bound = machine.map(|machine| measured.bound_s(machine));
+        json!({
+            "network": args.network, "work": self.work, "patch_zyx": self.patch, "volume_zyx": self.volume,
+            "batch": args.batch, "precision": measured.precision,
+            "seconds": runs.iter().map(|run| run.seconds).collect::<Vec<_>>(),
+            "busy_seconds": runs.iter().map(|run| run.busy_seconds).collect::<Vec<_>>(),
+            "median_seconds": median, "per_second": 1.0 / median,
+            "windows": measured.windows, "stages": runs.last().map(stages),
+            "operations": measured.operations, "bytes": measured.bytes,
+            "tflops": measured.operations / median * 1e-12, "gb_per_s": measured.bytes / median * 1e-9,
+            "bound_seconds": bound, "roofline_share": bound.map(|bound| bound / median),
+            "peak_memory_mib_so_far": self.peak_mib,
+            "device_memory_mib_so_far": measured.device_bytes.map(|bytes| bytes >> 20),
+        })
+    }
+}
+
+fn print_table(
+    args: &BenchArgs,
+    device: &DeviceInfo,
+    machines: &[(Precision, Machine)],
+    rows: &[Row],
+    start: Option<[f64; 2]>,
+) {
+    println!("{} on {}", args.network, device.description);
+    for (precision, machine) in machines {
+        println!(
+            "at most, measured: {:.2} TFLOP/s in {precision}, copying {:.0} GB/s",
+            machine.operations_per_s * 1e-12,
+            machine.bytes_per_s * 1e-9
+        );
+    }
+    if !rows.is_empty() {
+        println!(
+            "| work | in | s [least-most] | it/s | TFLOP/s | GB/s | share of the roofline | memory MiB (device) |\n\
+             |---|---|---|---|---|---|---|---|"
+        );
+    }
+    for row in rows {
+        let measured = &row.measured;
+        let [least, median, most] = row.seconds();
+        let share = machine_of(machines, row).map_or_else(String::new, |machine| {
+            format!("{:.1} %", 100.0 * measured.bound_s(machine) / median)
+        });
+        let mut name = format!("{} {:?}", row.work, row.volume.unwrap_or(row.patch));
+        if args.batch > 1 && row.volume.is_none() {
+            name += &format!(" x {}", args.batch);
+        }
+        if let Some(windows) = measured.windows {
+            name += &format!(", {windows} windows of {:?}", row.patch);
+        }
+        let device = measured
+            .device_bytes
+            .map_or_else(String::new, |bytes| format!(" ({})", bytes >> 20));
+        println!(
+            "| {name} | {} | {median:.3} [{least:.3}-{most:.3}] | {:.2} | {:.3} | {:.1} | {share} | {}{device} |",
+            measured.precision,
+            1.0 / median,
+            measured.operations / median * 1e-12,
+            measured.bytes / median * 1e-9,
+            row.peak_mib.unwrap_or(0),
+        );
+        for (stage, seconds) in measured.runs.last().map_or(&[][..], |run| &run.stages[..]) {
+            println!("| - {stage} | | {seconds:.3} | | | | | |");
+        }
+    }
+    if let Some([cold, warm]) = start {
+        println!(
+            "first inference of a new process: {cold:.2} s cold, {warm:.2} s with kept kernels"
+        );
+    }
+}
+
+/// Seconds of a new process until its first inference is done, with an empty folder of kernels, and with one that the process
+/// before has filled.
+fn starts(args: &BenchArgs, patch: [usize; 3]) -> anyhow::Result<[f64; 2]> {
+    let folder = tempfile::tempdir()?;
+    let cold = start(args, patch, folder.path())?;
+    Ok([cold, start(args, patch, folder.path())?])
+}
+
+fn start(args: &BenchArgs, patch: [usize; 3], kernels: &Path) -> anyhow::Result<f64> {
+    let begin = Instant::now();
+    let output = Command::new(std::env::current_exe()?)
+        .arg("bench")
+        .args(["--device", &args.device.to_string()])
+        .args(["--precision", &args.precision.to_string()])
+        .args(["--network", &args.network])
+        .args(["--patch", &patch.map(|side| side.to_string()).join(",")])
+        .arg("--first-inference")
+        .arg(kernels)
+        .output()
+        .context("cannot start another process of this program")?;
+    let seconds = begin.elapsed().as_secs_f64();
+    if !output.status.success() {
+        bail!(
+            "a first inference failed: {}",
+            String::from_utf8_lossy(&output.stderr).trim()
+        );
+    }
+    Ok(seconds)
 }
 
 /// One line per step: seconds, GFLOP/s by the operation's definition, GB/s, and the bound's share of the seconds.

@@ -12,10 +12,10 @@ use anyhow::{Context, bail};
 use clap::Args;
 use rustix::process::{Resource, Rlimit, setrlimit};
 
-use super::Usage;
-use crate::model::convert::{Conversion, ConvertOptions, convert, verify};
+use super::{Usage, gpu};
+use crate::model::convert::{Conversion, ConvertOptions, convert, verify, verify_on};
 use crate::model::weights::{parse, read_checkpoint, serialise};
-use crate::model::{LabelSchema, PctNetConfig, Preprocessing};
+use crate::model::{DeviceChoice, LabelSchema, PctNetConfig, Precision, Preprocessing};
 
 /// What the reading child may use.
 const CHILD_MEMORY_BYTES: u64 = 12 << 30;
@@ -60,6 +60,12 @@ pub struct ConvertArgs {
     /// Compare the outputs with those in this file and print the largest difference of each
     #[arg(long, value_name = "REF.safetensors")]
     verify: Option<PathBuf>,
+    /// Compare on this device too: cpu, cuda, cuda:N, vulkan or vulkan:N
+    #[arg(long, requires = "verify")]
+    device: Option<DeviceChoice>,
+    /// Numbers of activations on that device: f32, bf16 or f16
+    #[arg(long, default_value = "f32", requires = "device")]
+    precision: Precision,
 }
 
 /// Converts.
@@ -118,6 +124,13 @@ pub fn run(args: ConvertArgs) -> anyhow::Result<()> {
         let reference = parse(&bytes).map_err(anyhow::Error::msg)?;
         for (name, difference) in verify(&args.out, &reference)? {
             println!("{name}: largest absolute difference {difference:.3e}");
+        }
+        if let Some(device) = args.device {
+            let precision = args.precision;
+            gpu::announce(device)?;
+            for (name, away) in verify_on(&args.out, &reference, device, precision)? {
+                println!("{name} on {device} in {precision}: relative error {away:.3e}");
+            }
         }
     }
     Ok(())

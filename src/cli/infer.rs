@@ -8,8 +8,8 @@ use anyhow::{Context, bail};
 use clap::Args;
 use serde_json::json;
 
-use super::Usage;
 use super::progress::Progress;
+use super::{Usage, gpu};
 use crate::clock::{Clock, SystemClock};
 use crate::imaging::dicom::{self, Algorithm, ResultKind, SegmentationKind};
 use crate::imaging::{Budget, LabelFormat, read_scan, write_label};
@@ -33,11 +33,11 @@ pub struct InferArgs {
     /// rtstruct (contours). Only for DICOM series. Without it a folder gets .nii.gz, and .dcm is dicom-seg
     #[arg(long, value_name = "OBJECT", value_parser = ["dicom-seg", "dicom-labelmap", "rtstruct"])]
     dicom: Option<String>,
-    /// Where to compute: auto, cpu, cuda or cuda:N
+    /// Where to compute: auto, cpu, cuda, cuda:N, vulkan or vulkan:N
     #[arg(long, default_value = "auto")]
     device: DeviceChoice,
-    /// Numbers of inference: f32, bf16 (rounded factors, sums in f32; faster where the processor has such products) or
-    /// auto, which is f32 on a CPU
+    /// Numbers of inference: f32, bf16 (rounded factors, sums in f32; on a CPU faster where the processor has such products),
+    /// f16 (on a GPU) or auto, which is f32
     #[arg(long, default_value = "auto")]
     precision: PrecisionChoice,
     /// Test-time augmentation: none, or flips (the mean with the mirrored scan, paired labels exchanged; twice the time)
@@ -78,6 +78,7 @@ pub fn run(args: InferArgs) -> anyhow::Result<ExitCode> {
             args.images.len()
         )));
     }
+    gpu::announce(args.device)?;
     let load = Instant::now();
     let mut segmenter = Segmenter::load(&args.model, args.device, args.precision)?;
     if args.tta == "flips" {

@@ -11,6 +11,7 @@ pub mod demo;
 mod environment;
 pub mod evaluate;
 pub mod export;
+mod gpu;
 pub mod import;
 pub mod infer;
 pub mod inspect;

@@ -9,13 +9,13 @@ use anyhow::{Context, bail};
 use clap::Args;
 
 use super::progress::Progress;
-use super::{Usage, parse_spacing, parse_triple, parse_window};
+use super::{Usage, gpu, parse_spacing, parse_triple, parse_window};
 use crate::model::pretrain::{
     Layout, PretrainEvent, PretrainOptions, PretrainRequest, ScanNote, find_scans,
     measure_pipeline, pretrain, run_folder, split_by_patient,
 };
 use crate::model::volume_fusion::{FusionOptions, Scheme};
-use crate::model::{DeviceChoice, PctNetConfig, Schedule, Spacing};
+use crate::model::{DeviceChoice, PctNetConfig, PrecisionChoice, Schedule, Spacing};
 
 /// Voxels of all samples of a scan that was read, about.
 const VOXELS_PER_SCAN: usize = 1 << 23;
@@ -44,9 +44,12 @@ pub struct PretrainArgs {
     /// Seed of everything random
     #[arg(long, default_value_t = 1, value_name = "N")]
     seed: u64,
-    /// Where to compute: auto, cpu, cuda or cuda:N
+    /// Where to compute: auto, cpu, cuda, cuda:N, vulkan or vulkan:N
     #[arg(long, default_value = "auto")]
     device: DeviceChoice,
+    /// Numbers of activations: f32, bf16 (on a GPU; weights, statistics and sums stay f32) or auto, which is f32
+    #[arg(long, default_value = "auto")]
+    precision: PrecisionChoice,
     /// Network: pct-net-s or pct-net
     #[arg(long, default_value = "pct-net-s", value_parser = ["pct-net-s", "pct-net"])]
     network: String,
@@ -134,6 +137,7 @@ pub fn run(args: PretrainArgs) -> anyhow::Result<()> {
         );
         return Ok(());
     }
+    gpu::announce(args.device)?;
     eprintln!(
         "learning from {} scans, validating on {}",
         request.scans.len(),
@@ -279,5 +283,6 @@ fn request(args: &PretrainArgs) -> anyhow::Result<PretrainRequest> {
             .map_or((cores / 4).max(1), |threads| threads as usize),
         resume: args.resume,
         device: args.device,
+        precision: args.precision,
     })
 }

@@ -62,11 +62,11 @@ pub struct ServeArgs {
         hide_env_values = true
     )]
     pub port: u16,
-    /// Where to compute: auto, cpu, cuda or cuda:N
+    /// Where to compute: auto, cpu, cuda, cuda:N, vulkan or vulkan:N
     #[arg(long, default_value = "auto")]
     pub device: DeviceChoice,
-    /// Numbers of inference: f32, bf16 (rounded factors, sums in f32; faster where the processor has such products) or
-    /// auto, which is f32 on a CPU
+    /// Numbers of inference: f32, bf16 (rounded factors, sums in f32; on a CPU faster where the processor has such products),
+    /// f16 (on a GPU) or auto, which is f32
     #[arg(long, default_value = "auto")]
     pub precision: PrecisionChoice,
     /// Model to serve: a folder with manifest.json, or the name of a model in the data folder
@@ -128,6 +128,8 @@ async fn start(args: ServeArgs) -> anyhow::Result<()> {
         upload_limit_bytes: args.upload_limit_mib << 20,
     })
     .map_err(|error| Usage(error.to_string()))?;
+    // The worker would find out as well, but only with the first job.
+    model::check_device(args.device)?;
     let settings = Settings::of_process()?;
     let logs = telemetry::init(args.log_format, &args.log)?;
     for line in &settings.ignored {

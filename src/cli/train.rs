@@ -11,12 +11,12 @@ use clap::Args;
 use super::curve::CurveWriter;
 use super::dataset::Dataset;
 use super::progress::Progress;
-use super::{Usage, parse_spacing, parse_triple, parse_window, report};
+use super::{Usage, gpu, parse_spacing, parse_triple, parse_window, report};
 use crate::model::pretrain::run_folder;
 use crate::model::{
     Augment, CheckpointPlan, DeviceChoice, EndedEarly, Given, LabelSchema, Lineage, Manifest,
-    ModelDescription, PctNetConfig, Spacing, Survey, TrainCase, TrainEvent, TrainOptions,
-    TrainRequest, measure_loading,
+    ModelDescription, PctNetConfig, PrecisionChoice, Spacing, Survey, TrainCase, TrainEvent,
+    TrainOptions, TrainRequest, measure_loading,
 };
 use crate::rng::Rng;
 
@@ -105,9 +105,12 @@ pub struct TrainArgs {
     /// Write a page with the curves of the run, and the figure as PNG beside it
     #[arg(long, value_name = "OUT.html")]
     report: Option<PathBuf>,
-    /// Where to compute: auto, cpu, cuda or cuda:N
+    /// Where to compute: auto, cpu, cuda, cuda:N, vulkan or vulkan:N
     #[arg(long, default_value = "auto")]
     device: DeviceChoice,
+    /// Numbers of activations: f32, bf16 (on a GPU; weights, statistics and sums stay f32) or auto, which is f32
+    #[arg(long, default_value = "auto")]
+    precision: PrecisionChoice,
 }
 
 /// Trains; Ctrl-C ends it and keeps the best weights so far.
@@ -125,6 +128,7 @@ pub fn run(args: TrainArgs) -> anyhow::Result<()> {
         report::check(path)?;
     }
     args.check()?;
+    gpu::announce(args.device)?;
     let dataset = Dataset::open(&args.data)?;
     let (cases, validation) = split(dataset.cases, args.seed, args.val_split);
     let model = args.describe(dataset.labels, &cases)?;
@@ -390,6 +394,7 @@ impl TrainArgs {
             seed: self.seed,
             loaders: self.loaders,
             device: self.device,
+            precision: self.precision,
             weight_decay: defaults.weight_decay,
         }
     }

@@ -13,10 +13,10 @@ pub struct WorkerArgs {
     /// Data directory of the server
     #[arg(long, value_name = "DIR")]
     data: PathBuf,
-    /// Where to compute: auto, cpu, cuda or cuda:N
+    /// Where to compute: auto, cpu, cuda, cuda:N, vulkan or vulkan:N
     #[arg(long, default_value = "auto")]
     device: DeviceChoice,
-    /// Numbers of inference: auto, f32 or bf16
+    /// Numbers of inference: auto, f32, bf16 or f16
     #[arg(long, default_value = "auto")]
     precision: PrecisionChoice,
 }

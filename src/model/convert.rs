@@ -5,7 +5,9 @@ use std::path::Path;
 use burn::tensor::{Tensor, TensorData};
 use burn_flex::Flex;
 
+use super::engine::{DeviceChoice, Engine, on_engine};
 use super::error::ModelError;
+use super::kernels::Kernels;
 use super::manifest::{Lineage, Manifest, ModelDescription, Preprocessing, write_model};
 use super::pct_net::{Mode, PctNet, PctNetConfig, Plan};
 use super::precision::Precision;
@@ -171,8 +173,128 @@ pub fn verify(model: &Path, reference: &State) -> Result<Vec<(String, f32)>, Mod
     Ok(differences)
 }
 
+/// Runs `input` of a reference file through a model on a device, layer by layer in `precision`, and returns for each
+/// `logitsN` the norm of the difference by the norm of the reference.
+///
+/// # Errors
+/// As [`verify`]; a device that is not there, does not compute in this precision, or fails.
+pub fn verify_on(
+    model: &Path,
+    reference: &State,
+    device: DeviceChoice,
+    precision: Precision,
+) -> Result<Vec<(String, f32)>, ModelError> {
+    let bad = |reason: &str| ModelError::bad(model, format!("the reference {reason}"));
+    let manifest = Manifest::read(model)?;
+    let state = manifest.read_weights(model)?;
+    let input = reference
+        .get("input")
+        .ok_or_else(|| bad("has no tensor \"input\""))?;
+    let sides = <[usize; 5]>::try_from(input.shape.clone())
+        .map_err(|_| bad("has an input that is not 5-dimensional"))?;
+    manifest
+        .network
+        .check_patch([sides[2], sides[3], sides[4]])?;
+    let engine = Engine::open(device)?;
+    let outputs = engine.guarded(|| {
+        on_engine!(engine, |B, device| {
+            let net = PctNet::<B>::new(&manifest.network, SEED, &device)?;
+            let (net, _) = import(net, &state, manifest.network.resolution_mode);
+            logits_in::<B>(engine, &net, input, precision, &device)
+        })
+    })?;
+    let named = outputs.into_iter().enumerate().filter_map(|(i, output)| {
+        let name = format!("logits{i}");
+        let expected = reference.get(&name)?;
+        Some((name, output, expected))
+    });
+    named
+        .map(|(name, output, expected)| {
+            relative_difference(output, expected)
+                .map(|difference| (name, difference))
+                .ok_or_else(|| bad("has outputs of another shape"))
+        })
+        .collect()
+}
+
+/// The four scales' logits on the host.
+#[cfg_attr(
+    not(any(feature = "cuda", feature = "vulkan")),
+    allow(unused_variables)
+)] // a CPU has float32
+fn logits_in<B: Kernels>(
+    engine: Engine,
+    net: &PctNet<B>,
+    input: &HostTensor,
+    precision: Precision,
+    device: &B::Device,
+) -> Result<Vec<Tensor<Flex, 5>>, ModelError> {
+    match engine {
+        Engine::Cpu if precision != Precision::F32 => {
+            return Err(ModelError::Precision(
+                "on a CPU the network is compared layer by layer, in f32".into(),
+            ));
+        }
+        Engine::Cpu => {}
+        #[cfg(any(feature = "cuda", feature = "vulkan"))]
+        _ => {
+            let fixed = super::precision::PrecisionChoice::Fixed(precision);
+            super::infer::gpu_precision::<B>(fixed, device)?;
+        }
+    }
+    let data = TensorData::new(input.values.clone(), input.shape.clone());
+    let input = Tensor::<B, 5>::from_data(data, device);
+    let outputs = match precision {
+        Precision::F32 => net.forward(input, Mode::Eval),
+        _ => net.forward_in(input, Mode::Eval, precision),
+    };
+    let read = outputs.into_iter().map(|output| {
+        let data = output
+            .try_into_data()
+            .map_err(|error| ModelError::Compute {
+                device: engine.name(),
+                reason: error.to_string(),
+            })?;
+        Ok(Tensor::from_data(data, &Default::default()))
+    });
+    read.collect()
+}
+
 /// `None` when the shapes do not fit.
 pub(super) fn largest_difference(output: Tensor<Flex, 5>, expected: &HostTensor) -> Option<f32> {
+    let mut worst = 0f32;
+    compare(output, expected, |value, expected| {
+        let difference = (value - expected).abs();
+        // NaN must not look like agreement.
+        worst = match difference.is_nan() {
+            true => f32::INFINITY,
+            false => worst.max(difference),
+        };
+    })?;
+    Some(worst)
+}
+
+/// Norm of the difference by the norm of what is expected.
+fn relative_difference(output: Tensor<Flex, 5>, expected: &HostTensor) -> Option<f32> {
+    let (mut away, mut norm) = (0f64, 0f64);
+    compare(output, expected, |value, expected| {
+        away += f64::from(value - expected).powi(2);
+        norm += f64::from(expected).powi(2);
+    })?;
+    let relative = (away / norm.max(f64::MIN_POSITIVE)).sqrt() as f32;
+    Some(if relative.is_nan() {
+        f32::INFINITY
+    } else {
+        relative
+    })
+}
+
+/// Shows each value beside the expected one; `None` when the shapes do not fit.
+fn compare(
+    output: Tensor<Flex, 5>,
+    expected: &HostTensor,
+    mut seen: impl FnMut(f32, f32),
+) -> Option<()> {
     let [b, c, d, h, w] = output.dims();
     let stride = d
         .checked_div(*expected.shape.get(2)?)
@@ -190,22 +312,15 @@ pub(super) fn largest_difference(output: Tensor<Flex, 5>, expected: &HostTensor)
     }
     let values = to_f32(output.into_data());
     let mut expected = expected.values.iter();
-    let mut worst = 0f32;
     for outer in 0..b * c {
         for z in (0..d).step_by(stride) {
             for y in (0..h).step_by(stride) {
                 for x in (0..w).step_by(stride) {
-                    let difference =
-                        (values[((outer * d + z) * h + y) * w + x] - expected.next()?).abs();
-                    // NaN must not look like agreement.
-                    worst = if difference.is_nan() {
-                        f32::INFINITY
-                    } else {
-                        worst.max(difference)
-                    };
+                    let value = values[((outer * d + z) * h + y) * w + x];
+                    seen(value, *expected.next()?);
                 }
             }
         }
     }
-    Some(worst)
+    Some(())
 }

@@ -43,6 +43,16 @@ pub enum ModelError {
         /// Why it cannot be used.
         reason: String,
     },
+    /// The device failed while it computed.
+    #[error(
+        "device {device} failed: {reason}. Close other programs that use it, take a smaller --batch or --patch, or --device cpu"
+    )]
+    Compute {
+        /// Its name.
+        device: String,
+        /// What it says.
+        reason: String,
+    },
     /// The device does not compute in the chosen precision.
     #[error("{0}")]
     Precision(String),

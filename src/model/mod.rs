@@ -12,7 +12,7 @@ mod loss;
 mod manifest;
 #[cfg(test)]
 mod parity;
-#[cfg(all(test, feature = "vulkan"))]
+#[cfg(all(test, any(feature = "cuda", feature = "vulkan")))]
 mod parity_gpu;
 pub mod pct_net;
 mod plan;
@@ -24,7 +24,8 @@ pub mod volume_fusion;
 pub mod weights;
 
 pub use convert::create_untrained;
-pub use engine::{DeviceChoice, probe_device};
+pub use engine::cache::keep_kernels_in;
+pub use engine::{DeviceChoice, DeviceInfo, check_device, probe_device};
 pub use error::ModelError;
 pub use infer::{Explored, Explorer, Passes, ProbabilitySlice, Segmentation, Segmenter};
 pub use manifest::{Lineage, Manifest, ModelDescription, Preprocessing, write_model};

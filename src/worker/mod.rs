@@ -26,7 +26,7 @@ use std::time::Duration;
 
 use tokio::runtime::Runtime;
 
-use crate::model::{DeviceChoice, PrecisionChoice};
+use crate::model::{DeviceChoice, PrecisionChoice, keep_kernels_in, probe_device};
 use crate::project::{JobKind, Project, ProjectError, StoreError};
 use crate::rounds::ahead::Ahead;
 use outcome::{Failure, Outcome};
@@ -76,6 +76,14 @@ pub fn run(
     let ending = Arc::new(AtomicBool::new(false));
     watch_input(ending.clone());
     let name = worker_name(std::process::id());
+    keep_kernels_in(&data.join("kernels"));
+    match probe_device(device) {
+        Ok(device) => match device.note() {
+            Some(note) => tracing::info!("{note}"),
+            None => tracing::info!("computing on the CPU"),
+        },
+        Err(error) => tracing::error!("{error}; jobs will fail"),
+    }
     let mut worker = Worker {
         project,
         runtime,

@@ -136,7 +136,7 @@ def build(config: dict):  # noqa: ANN201, C901 (torch is imported only in the me
         def forward(self, x, side: int, regions):  # noqa: ANN001, ANN202
             count, tokens, c = x.shape
             if side not in self.cache:
-                self.cache[side] = position_index(side, self.window).flatten()
+                self.cache[side] = position_index(side, self.window).flatten().to(x.device)
             bias = self.relative_position_bias_table[self.cache[side]].view(tokens, tokens, self.heads).permute(2, 0, 1)[None]
             if regions is not None:
                 bias = bias + regions[:, None].repeat(count // regions.shape[0], 1, 1, 1)
@@ -167,7 +167,7 @@ def build(config: dict):  # noqa: ANN201, C901 (torch is imported only in the me
         def dropped(self, x):  # noqa: ANN001, ANN202
             if not self.training or drop_path == 0.0:
                 return x
-            keep = torch.empty(x.shape[0], 1, 1, 1, 1).bernoulli_(1 - drop_path)
+            keep = torch.empty(x.shape[0], 1, 1, 1, 1, device=x.device).bernoulli_(1 - drop_path)
             return x * keep / (1 - drop_path)
 
         def forward(self, x):  # noqa: ANN001, ANN202
@@ -182,7 +182,7 @@ def build(config: dict):  # noqa: ANN201, C901 (torch is imported only in the me
             if shift:
                 key = tuple(padded)
                 if key not in self.cache:
-                    self.cache[key] = mask(padded, n, shift)
+                    self.cache[key] = mask(padded, n, shift).to(x.device)
                 regions = self.cache[key]
                 y = torch.roll(y, (-shift,) * 3, (1, 2, 3))
             y = y.view(b, pd // n, n, ph // n, n, pw // n, n, c).permute(0, 1, 3, 5, 2, 4, 6, 7).reshape(-1, n**3, c)

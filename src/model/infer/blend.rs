@@ -3,6 +3,7 @@
 use rayon::prelude::*;
 
 use super::band::Band;
+use crate::model::kernels::windows::Between;
 
 /// Running weighted sums of logits for a band of slices, turned into labels as soon as no window reaches them.
 ///
@@ -126,7 +127,7 @@ impl Blend {
 
 /// The two voxels of an axis of `size` voxels between whose centres voxel `i` of an axis with voxels of `scale` such
 /// voxels lies, and the share of the second. Both axes begin at the same edge.
-fn between(i: usize, scale: f64, size: usize) -> (usize, usize, f32) {
+pub fn between(i: usize, scale: f64, size: usize) -> Between {
     let position = ((i as f64 + 0.5) * scale - 0.5).clamp(0.0, (size - 1) as f64);
     let low = position as usize;
     (low, (low + 1).min(size - 1), (position - low as f64) as f32)

@@ -6,8 +6,10 @@ use std::path::{Path, PathBuf};
 use burn::tensor::{Tensor, TensorData, backend::Backend};
 
 use super::band::Band;
+use super::network::by_patches;
 use super::passes::{BothSides, Dropped, Member, Once, Passes};
-use super::segment::{AIR_HU, cut, normalise, prepare, ready};
+use super::segment::{normalise, prepare};
+use super::sliding::{AIR_HU, cut};
 use super::windows;
 use crate::imaging::{Geometry, Volume, orientation};
 use crate::model::engine::{DeviceChoice, Engine, on_engine};
@@ -407,7 +409,7 @@ fn member<B: Kernels + 'static>(
     precision: PrecisionChoice,
     device: B::Device,
 ) -> Result<Box<dyn Member>, ModelError> {
-    let (patch, channels) = (model.patch, model.network.in_chns);
+    let patch = model.patch;
     if let Passes::Dropout(draws) = passes {
         return Ok(Box::new(Dropped {
             net,
@@ -416,7 +418,7 @@ fn member<B: Kernels + 'static>(
             draws,
         }));
     }
-    let net = ready(engine, net, channels, patch, precision, device)?;
+    let net = by_patches(engine, net, &model.network, patch, precision, device)?;
     let mirror = model.labels.mirrored().filter(|_| passes == Passes::Flips);
     Ok(match mirror {
         Some(mirror) => Box::new(BothSides {

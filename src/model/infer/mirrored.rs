@@ -1,19 +1,19 @@
 //! The mean of a network's answers to a patch and to its mirror image.
 
-use super::segment::Forward;
+use super::network::Forward;
 
 /// A network that is asked twice: about the patch, and about the patch with left and right exchanged, whose answer is
 /// mirrored back and in which paired structures are exchanged back. Logits are averaged.
-pub struct Mirrored<F> {
-    net: F,
+pub struct Mirrored<'a> {
+    net: &'a dyn Forward,
     /// For each class the one on the other side of the body.
-    mirror: Vec<u8>,
+    mirror: &'a [u8],
     width: usize,
 }
 
-impl<F: Forward> Mirrored<F> {
+impl<'a> Mirrored<'a> {
     /// `mirror` as [`crate::model::LabelSchema::mirrored`] gives it; `patch` is `[d, h, w]`.
-    pub fn new(net: F, mirror: Vec<u8>, patch: [usize; 3]) -> Self {
+    pub fn new(net: &'a dyn Forward, mirror: &'a [u8], patch: [usize; 3]) -> Self {
         Self {
             net,
             mirror,
@@ -22,9 +22,9 @@ impl<F: Forward> Mirrored<F> {
     }
 }
 
-impl<F: Forward> Forward for Mirrored<F> {
+impl Forward for Mirrored<'_> {
     fn logits(&self, patch: Vec<f32>) -> Vec<f32> {
-        let other = mirrored_logits(&self.net, &patch, &self.mirror, self.width);
+        let other = mirrored_logits(self.net, &patch, self.mirror, self.width);
         let mut logits = self.net.logits(patch);
         for (value, other) in logits.iter_mut().zip(other) {
             *value = 0.5 * (*value + other);
@@ -35,7 +35,7 @@ impl<F: Forward> Forward for Mirrored<F> {
 
 /// What a network says of the mirror image of a patch `[d, h, width]`, mirrored back, with paired structures exchanged back:
 /// `[classes, d, h, width]`.
-pub fn mirrored_logits(net: &impl Forward, patch: &[f32], mirror: &[u8], width: usize) -> Vec<f32> {
+pub fn mirrored_logits(net: &dyn Forward, patch: &[f32], mirror: &[u8], width: usize) -> Vec<f32> {
     let mut flipped = patch.to_vec();
     flipped.chunks_exact_mut(width).for_each(<[f32]>::reverse);
     let found = net.logits(flipped);
@@ -47,12 +47,6 @@ pub fn mirrored_logits(net: &impl Forward, patch: &[f32], mirror: &[u8], width: 
         }
     }
     logits
-}
-
-impl Forward for Box<dyn Forward> {
-    fn logits(&self, patch: Vec<f32>) -> Vec<f32> {
-        (**self).logits(patch)
-    }
 }
 
 #[cfg(test)]
@@ -76,10 +70,10 @@ mod tests {
     fn a_network_that_knows_the_sides_answers_the_same() {
         let patch: Vec<f32> = (0..16).map(|v| v as f32).collect();
         let plain = Halves.logits(patch.clone());
-        let exchanged = Mirrored::new(Halves, vec![0, 2, 1], [2, 2, 4]).logits(patch.clone());
+        let exchanged = Mirrored::new(&Halves, &[0, 2, 1], [2, 2, 4]).logits(patch.clone());
         assert_eq!(exchanged, plain);
         // With the pairs forgotten each side is taken for the other half of the time.
-        let forgotten = Mirrored::new(Halves, vec![0, 1, 2], [2, 2, 4]).logits(patch);
+        let forgotten = Mirrored::new(&Halves, &[0, 1, 2], [2, 2, 4]).logits(patch);
         assert_eq!(forgotten[16 + 1], 0.5);
         assert_eq!(forgotten[16 + 2], 1.0);
     }

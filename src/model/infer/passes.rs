@@ -6,7 +6,7 @@ use burn::tensor::{Tensor, TensorData, backend::Backend};
 use serde::{Deserialize, Serialize};
 
 use super::mirrored::mirrored_logits;
-use super::segment::Forward;
+use super::network::Forward;
 use crate::model::error::ModelError;
 use crate::model::kernels::Kernels;
 use crate::model::manifest::ModelDescription;
@@ -113,7 +113,7 @@ pub(super) trait Member: Send {
 }
 
 /// One answer.
-pub(super) struct Once(pub Box<dyn Forward>);
+pub(super) struct Once(pub Box<dyn Forward + Send>);
 
 impl Member for Once {
     fn answers(&self) -> usize {
@@ -127,7 +127,7 @@ impl Member for Once {
 
 /// Two answers, the second about the mirrored patch, mirrored back.
 pub(super) struct BothSides {
-    pub net: Box<dyn Forward>,
+    pub net: Box<dyn Forward + Send>,
     /// For each class the one on the other side of the body.
     pub mirror: Vec<u8>,
     /// Width of the patch.
@@ -141,7 +141,7 @@ impl Member for BothSides {
 
     fn ask(&self, patch: &[f32], _: u64, each: &mut dyn FnMut(Vec<f32>)) {
         each(self.net.logits(patch.to_vec()));
-        each(mirrored_logits(&self.net, patch, &self.mirror, self.width));
+        each(mirrored_logits(&*self.net, patch, &self.mirror, self.width));
     }
 }
 

@@ -19,11 +19,15 @@ pub mod pages;
 pub mod plain;
 #[cfg(test)]
 mod tests;
+#[cfg(feature = "vulkan")]
+pub mod vulkan;
+pub mod windows;
 
-#[cfg(all(test, feature = "vulkan"))]
-pub(crate) use gpu::tests::vulkan as vulkan_found;
+#[cfg(all(test, any(feature = "cuda", feature = "vulkan")))]
+pub(crate) use gpu::tests::{CLOSE, Gpu, vulkan as gpu_found};
 pub use operations::{
     AdamStep, AttentionLayout, Kernels, MASKED, NO_ROW, NormConvGrads, NormPreluGrads, RowIndex,
     VoxelLabels,
 };
 pub(crate) use operations::{DICE_SMOOTHING, NORM_EPSILON, raw, wrap};
+pub use windows::{DeviceMemory, WindowBlend, WindowJob};

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use burn::tensor::{Tensor, TensorPrimitive, backend::Backend, ops::FloatTensor};
 
 use super::plain;
+use super::windows::{DeviceMemory, WindowBlend, WindowJob};
 
 /// Gradients of [`Kernels::batch_norm_prelu`].
 pub struct NormPreluGrads<F> {
@@ -295,6 +296,16 @@ pub trait Kernels: Backend {
         labels: &VoxelLabels,
     ) -> Option<FloatTensor<Self>> {
         Self::dice_cross_entropy(logits, labels).map(|(loss, _)| loss)
+    }
+
+    /// Cuts, blends and labels the windows of a scan on the device; `None` where the host does.
+    fn window_blend(_job: WindowJob<Self>) -> Option<Box<dyn WindowBlend<Self>>> {
+        None
+    }
+
+    /// What this backend holds of the device's memory; zeros where it is the host's.
+    fn device_memory(_device: &Self::Device) -> DeviceMemory {
+        DeviceMemory::default()
     }
 }
 

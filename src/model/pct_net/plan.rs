@@ -171,6 +171,14 @@ pub struct StepTime {
 }
 
 impl Plan {
+    /// What each step is; nothing runs, so none took any time.
+    pub fn steps(&self) -> Vec<StepTime> {
+        let steps = self.steps.iter();
+        steps
+            .map(|step| step.described(&self.places, 0.0))
+            .collect()
+    }
+
     /// One run on whatever is in the buffer, step by step.
     pub fn time_steps(&mut self) -> Vec<StepTime> {
         let mut times = Vec::with_capacity(self.steps.len());

@@ -13,6 +13,7 @@ use crate::model::error::ModelError;
 use crate::model::manifest::{Lineage, ModelDescription, Preprocessing};
 use crate::model::pct_net::PctNetConfig;
 use crate::model::plan::{Spacing, plan_preprocessing};
+use crate::model::precision::{Precision, PrecisionChoice};
 use crate::model::schema::LabelSchema;
 use crate::model::train::Schedule;
 use crate::model::volume_fusion::{FusionOptions, Generator};
@@ -49,6 +50,8 @@ pub struct PretrainRequest {
     pub resume: bool,
     /// Where to compute.
     pub device: DeviceChoice,
+    /// Numbers of activations: float32, or bfloat16 on a GPU. Weights, statistics and sums are float32.
+    pub precision: PrecisionChoice,
 }
 
 /// Everything, beside network and scans, that the weights depend on.
@@ -162,12 +165,17 @@ impl PretrainRequest {
             .iter()
             .map(|scan| format!("{}\t{}\n", scan.name, scan.patient))
             .collect();
-        let identity = json!({
+        let mut identity = json!({
             "options": self.options,
             "network": self.network,
             "scans": self.scans.len(),
             "scans_sha256": sha256_hex(scans.as_bytes()),
         });
+        if let PrecisionChoice::Fixed(precision) = self.precision
+            && precision != Precision::F32
+        {
+            identity["precision"] = json!(precision);
+        }
         serde_json::to_string_pretty(&identity).map_err(|e| ModelError::bad(&self.out, e))
     }
 

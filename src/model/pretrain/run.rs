@@ -23,9 +23,9 @@ use crate::model::loss::{Target, deep_supervised};
 use crate::model::manifest::{Manifest, ModelDescription, write_model};
 use crate::model::pct_net::{DropoutStream, Mode, PctNet};
 use crate::model::train::checkpoint::{self, Checkpoint};
-use crate::model::train::{AdamOf, adam, scalar};
+use crate::model::train::{AdamOf, Passes, adam, scalar};
 use crate::model::volume_fusion::{FusionOptions, Sample};
-use crate::model::weights::{export, to_f32};
+use crate::model::weights::{State, export, to_f32};
 use crate::rng::Rng;
 
 /// Points of the loss curve, at most.
@@ -117,14 +117,17 @@ pub fn pretrain(
     let engine = Engine::open(request.device)?;
     let _pages = KeepPages::new();
     std::fs::create_dir_all(&folder).map_err(ModelError::io(&folder))?;
-    on_engine!(engine, |B, device| Run::<B>::new(
-        request,
-        description,
-        folder,
-        saved,
-        device
-    )?
-    .go(on))
+    engine.guarded(|| {
+        on_engine!(engine, |B, device| Run::<B>::new(
+            request,
+            description,
+            folder,
+            saved,
+            engine,
+            device
+        )?
+        .go(on))
+    })
 }
 
 struct Run<'a, B: Kernels> {
@@ -134,6 +137,9 @@ struct Run<'a, B: Kernels> {
     device: B::Device,
     net: PctNet<Autodiff<B>>,
     optimiser: AdamOf<B>,
+    passes: Passes,
+    /// On a GPU, the state before the first step, until that is made: memory runs out then, if it does.
+    first: Option<State>,
     step: usize,
     pipeline: Pipeline,
     validation: Vec<Sample>,
@@ -150,6 +156,7 @@ impl<'a, B: Kernels> Run<'a, B> {
         description: ModelDescription,
         folder: PathBuf,
         saved: Option<Checkpoint>,
+        engine: Engine,
         device: B::Device,
     ) -> Result<Self, ModelError> {
         let options = &request.options;
@@ -184,6 +191,17 @@ impl<'a, B: Kernels> Run<'a, B> {
             description.preprocessing.clone(),
             options.seed,
         );
+        let passes = Passes::plan(
+            engine,
+            request.precision,
+            &net,
+            &request.network,
+            options.fusion.patch,
+            options.batch,
+            &device,
+        )?;
+        let mode = request.network.resolution_mode;
+        let first = (engine != Engine::Cpu).then(|| checkpoint::take(&net, &optimiser, mode));
         let first_sample = (step * options.batch * options.accumulate) as u64;
         Ok(Self {
             pipeline: Pipeline::start(source, request.loaders, first_sample),
@@ -193,6 +211,8 @@ impl<'a, B: Kernels> Run<'a, B> {
             device,
             net,
             optimiser,
+            passes,
+            first,
             step,
             validation: Vec::new(),
             curves,
@@ -227,6 +247,7 @@ impl<'a, B: Kernels> Run<'a, B> {
                 .schedule
                 .rate(options.learning_rate, self.step, options.steps);
             self.net = self.optimiser.step(rate, self.net, grads);
+            self.first = None;
             self.step += 1;
             (losses, counted) = (losses + f64::from(loss), counted + 1);
             let rate_hz = (self.step - before) as f64 / started.elapsed().as_secs_f64();
@@ -327,23 +348,52 @@ impl<'a, B: Kernels> Run<'a, B> {
                     ControlFlow::Break(()) => return Ok(ControlFlow::Break(())),
                 }
             }
-            let (input, target) = self.tensors::<Autodiff<B>>(&samples);
-            let number = (self.step * options.accumulate + pass) as u64;
-            let masks = DropoutStream::new(Rng::new(options.seed).named("dropout").at(number));
-            let outputs = self.net.forward(input, Mode::Train(&masks));
-            let loss = deep_supervised(&outputs, &target) / options.accumulate as f64;
-            let value = scalar(&loss);
-            if !value.is_finite() {
+            let (value, grads) = match self.passes.watched(|| self.pass(pass, &samples)) {
+                Ok(made) => made,
+                Err(reason) => {
+                    self.shrink(&reason)?;
+                    self.pass(pass, &samples)
+                }
+            };
+            let Some(grads) = grads else {
                 return Err(ModelError::Diverged {
                     step: self.step,
                     reason: format!("the loss is {value}"),
                 });
-            }
+            };
             sum += value;
-            let grads = GradientsParams::from_grads(loss.backward(), &self.net);
             accumulator.accumulate(&self.net, grads);
         }
         Ok(ControlFlow::Continue((sum, accumulator.grads())))
+    }
+
+    /// Loss and gradients of a pass, by the number of passes in a step.
+    fn pass(&self, pass: usize, samples: &[Sample]) -> (f32, Option<GradientsParams>) {
+        let options = &self.request.options;
+        let number = (self.step * options.accumulate + pass) as u64;
+        let masks = DropoutStream::new(Rng::new(options.seed).named("dropout").at(number));
+        self.passes.gradients(&self.net, samples, |part| {
+            let (input, target) = self.tensors::<Autodiff<B>>(part);
+            let outputs = self.passes.forward(&self.net, input, Mode::Train(&masks));
+            deep_supervised(&outputs, &target) / options.accumulate as f64
+        })
+    }
+
+    /// After a failure of the GPU in the first step: fewer patches at once, and the state from before.
+    fn shrink(&mut self, reason: &str) -> Result<(), ModelError> {
+        let Some(first) = self.first.take() else {
+            let going_on = format!("{reason}; --resume goes on from the last checkpoint");
+            return self.passes.give_up(&going_on);
+        };
+        self.passes.shrink(reason)?;
+        B::memory_cleanup(&self.device);
+        // Running statistics of the pass that failed must not be taken in.
+        drop(self.net.valid());
+        let (net, optimiser) = (self.net.clone(), self.optimiser.clone());
+        let mode = self.request.network.resolution_mode;
+        (self.net, self.optimiser) =
+            checkpoint::put_back(&first, net, optimiser, mode, &self.device)?;
+        Ok(())
     }
 
     fn tensors<T: Kernels<Device = B::Device>>(

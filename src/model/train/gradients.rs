@@ -5,7 +5,7 @@ use burn::module::{AutodiffModule, Module, ModuleMapper, ModuleVisitor, Param};
 use burn::optim::GradientsParams;
 use burn::tensor::{Tensor, backend::Backend};
 
-use super::run::scalar;
+use super::passes::scalar;
 use crate::model::kernels::Kernels;
 use crate::model::pct_net::PctNet;
 use crate::model::weights::{is_encoder, published_name};

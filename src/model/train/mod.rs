@@ -8,6 +8,7 @@
 //! | `data` | a labelled case as it comes from the disk, and what may be wrong with it |
 //! | `store` | cases on the model's grid, on disk while training runs; where patches are centred |
 //! | `samples`, `augment` | a patch, and what is done to it, in one interpolation |
+//! | `passes` | how patches go through the network: precision, how many at once |
 //! | `gradients` | clipping, the frozen encoder, the running average of the weights |
 //! | `run`, `validate` | the steps, the validations, the way back from numbers that are not finite |
 //! | `checkpoint`, `kept` | a run between two steps |
@@ -22,6 +23,8 @@ mod data;
 mod gradients;
 mod kept;
 mod optimiser;
+mod passes;
+mod recent;
 mod request;
 mod run;
 mod samples;
@@ -33,9 +36,9 @@ pub(super) use data::load;
 pub use data::{CaseNote, TrainCase};
 pub use optimiser::Schedule;
 pub(super) use optimiser::{AdamOf, adam};
+pub(super) use passes::{Passes, scalar};
 pub use request::{
     CheckpointPlan, EndedEarly, TrainEvent, TrainOptions, TrainReport, TrainRequest,
     measure_loading,
 };
-pub(super) use run::scalar;
 pub use run::train;

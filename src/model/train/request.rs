@@ -12,6 +12,7 @@ use crate::model::background::Background;
 use crate::model::engine::DeviceChoice;
 use crate::model::error::ModelError;
 use crate::model::manifest::{Manifest, ModelDescription};
+use crate::model::precision::PrecisionChoice;
 use crate::model::weights::LoadReport;
 
 /// What to train, on what, and for how long.
@@ -87,6 +88,9 @@ pub struct TrainOptions {
     /// Where to compute.
     #[serde(skip)]
     pub device: DeviceChoice,
+    /// Numbers of activations: float32, or bfloat16 on a GPU. Weights, statistics and sums are float32.
+    #[serde(skip)]
+    pub precision: PrecisionChoice,
 }
 
 impl TrainOptions {
@@ -113,6 +117,7 @@ impl TrainOptions {
             seed: 1,
             loaders: 0,
             device: DeviceChoice::Auto,
+            precision: PrecisionChoice::Auto,
         }
     }
 

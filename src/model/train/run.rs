@@ -6,13 +6,15 @@ use std::time::{Duration, Instant};
 use burn::backend::Autodiff;
 use burn::module::AutodiffModule;
 use burn::optim::{GradientsParams, Optimizer};
-use burn::tensor::{Tensor, TensorData, backend::Backend};
+use burn::tensor::{Tensor, TensorData};
 
 use super::checkpoint::{self, Checkpoint};
 use super::data::{CaseNote, TrainCase, load};
 use super::gradients;
 use super::kept::{Best, Kept};
 use super::optimiser::{AdamOf, Schedule, adam};
+use super::passes::Passes;
+use super::recent::Recent;
 use super::request::{CheckpointPlan, EndedEarly, TrainEvent, TrainReport, TrainRequest};
 use super::samples::{Sample, Sampler};
 use super::store::StoredCase;
@@ -21,13 +23,13 @@ use crate::imaging::metrics;
 use crate::model::background::{Background, BackgroundStats};
 use crate::model::engine::{Engine, on_engine};
 use crate::model::error::ModelError;
-use crate::model::infer::{Forward, Mirrored, ready};
+use crate::model::infer::ready;
 use crate::model::kernels::{Kernels, pages::KeepPages};
 use crate::model::loss::{Target, deep_supervised};
 use crate::model::manifest::{Manifest, write_model};
 use crate::model::pct_net::{DropoutStream, Mode, PctNet};
 use crate::model::precision::{Precision, PrecisionChoice};
-use crate::model::weights::{LoadReport, State, export, import, is_head, to_f32};
+use crate::model::weights::{LoadReport, State, export, import, is_head};
 use crate::rng::Rng;
 
 /// Steps between two states that a run can be put back to.
@@ -60,16 +62,19 @@ pub fn train(
     };
     let engine = Engine::open(request.options.device)?;
     let _pages = KeepPages::new();
-    on_engine!(engine, |B, device| Trainer::<B>::new(
-        request, init, engine, device
-    )?
-    .run(on))
+    engine.guarded(|| {
+        on_engine!(engine, |B, device| Trainer::<B>::new(
+            request, init, engine, device
+        )?
+        .run(on))
+    })
 }
 
 struct Trainer<'a, B: Kernels> {
     request: &'a TrainRequest,
     net: PctNet<Autodiff<B>>,
     optimiser: AdamOf<B>,
+    passes: Passes,
     /// Running average of the weights, if one is kept.
     average: Option<PctNet<B>>,
     kept: Kept,
@@ -96,6 +101,8 @@ enum Outcome {
     Gradients(f32, GradientsParams),
     /// Something was not finite, and on which cases.
     Failed(String),
+    /// The GPU failed, and the last good state is back.
+    Device(String),
 }
 
 impl<'a, B: Kernels> Trainer<'a, B> {
@@ -115,9 +122,19 @@ impl<'a, B: Kernels> Trainer<'a, B> {
             parent_sha256 = Some(manifest.weights_sha256);
         }
         let average = request.options.ema.map(|_| net.valid());
+        let passes = Passes::plan(
+            engine,
+            request.options.precision,
+            &net,
+            config,
+            request.model.patch,
+            request.options.batch,
+            &device,
+        )?;
         Ok(Self {
             request,
             net,
+            passes,
             optimiser: adam(request.options.weight_decay).init(),
             average,
             kept: Kept::default(),
@@ -168,16 +185,35 @@ impl<'a, B: Kernels> Trainer<'a, B> {
                     break;
                 }
             };
-            let candidate =
+            let mut candidate =
                 (step % GOOD_EVERY == 0 || self.good.is_none()).then(|| self.state(step));
-            let outcome = self.step(step, &samples, pipeline.work().store.cases());
-            let proven = matches!(outcome, Outcome::Gradients(..)) || self.good.is_none();
+            if self.good.is_none() {
+                self.good = candidate.take();
+            }
+            let cases = pipeline.work().store.cases();
+            let outcome = self
+                .passes
+                .watched(|| self.step(step, &samples, cases))
+                .or_else(|reason| self.shrink(reason))?;
+            let proven = matches!(outcome, Outcome::Gradients(..));
             if let Some(candidate) = candidate.filter(|_| proven) {
                 self.good = Some(candidate);
             }
             made = step + 1;
             let (loss, grads) = match outcome {
                 Outcome::Gradients(loss, grads) => (loss, grads),
+                Outcome::Device(reason) => {
+                    let flow = on(TrainEvent::RolledBack {
+                        step: made,
+                        back_to: self.good.as_ref().map_or(0, |good| good.step),
+                        reason: &reason,
+                        rate_scale: self.kept.rate_scale,
+                    });
+                    if flow.is_break() {
+                        ended = Some(EndedEarly::Stopped);
+                    }
+                    continue;
+                }
                 Outcome::Failed(reason) => {
                     if self.fail(made, &reason, on)?.is_break() {
                         ended = Some(EndedEarly::Stopped);
@@ -265,22 +301,23 @@ impl<'a, B: Kernels> Trainer<'a, B> {
     fn step(&self, step: usize, samples: &[Sample], cases: &[StoredCase]) -> Outcome {
         let options = &self.request.options;
         let size @ [d, h, w] = self.request.model.patch;
-        let (mut inputs, mut labels, mut annotated) = (Vec::new(), Vec::new(), Vec::new());
-        for sample in samples {
-            inputs.extend_from_slice(&sample.input);
-            labels.extend_from_slice(&sample.labels);
-            annotated.push(cases[sample.case].annotated.clone());
-        }
-        let shape = [samples.len(), 1, d, h, w];
-        let input = Tensor::from_data(TensorData::new(inputs, shape), &self.device);
-        let target = Target::<Autodiff<B>>::new(&labels, size, &annotated, &self.device);
         let dropout = DropoutStream::new(Rng::new(options.seed).named("dropout").at(step as u64));
-        let loss = deep_supervised(&self.net.forward(input, Mode::Train(&dropout)), &target);
-        let value = scalar(&loss);
-        if !value.is_finite() {
+        let (value, grads) = self.passes.gradients(&self.net, samples, |part| {
+            let (mut inputs, mut labels, mut annotated) = (Vec::new(), Vec::new(), Vec::new());
+            for sample in part {
+                inputs.extend_from_slice(&sample.input);
+                labels.extend_from_slice(&sample.labels);
+                annotated.push(cases[sample.case].annotated.clone());
+            }
+            let shape = [part.len(), 1, d, h, w];
+            let input = Tensor::from_data(TensorData::new(inputs, shape), &self.device);
+            let target = Target::<Autodiff<B>>::new(&labels, size, &annotated, &self.device);
+            let mode = Mode::Train(&dropout);
+            deep_supervised(&self.passes.forward(&self.net, input, mode), &target)
+        });
+        let Some(mut grads) = grads else {
             return Outcome::Failed(format!("the loss is {value} {}", of_cases(samples, cases)));
-        }
-        let mut grads = GradientsParams::from_grads(loss.backward(), &self.net);
+        };
         if step < options.freeze_encoder {
             gradients::freeze_encoder(&self.net, &mut grads, self.mode());
         }
@@ -294,6 +331,18 @@ impl<'a, B: Kernels> Trainer<'a, B> {
             gradients::scale(&self.net, &mut grads, factor);
         }
         Outcome::Gradients(value, grads)
+    }
+
+    /// After a failure of the GPU: fewer patches at once, and a state that did not fail.
+    fn shrink(&mut self, reason: String) -> Result<Outcome, ModelError> {
+        self.passes.shrink(&reason)?;
+        B::memory_cleanup(&self.device);
+        if let Some(good) = self.good.take() {
+            self.put_back(&good.tensors)?;
+            self.put_average_back(good.average.as_ref());
+            self.good = Some(good);
+        }
+        Ok(Outcome::Device(reason))
     }
 
     /// Puts the last good state back after a step that gave no finite numbers.
@@ -358,13 +407,16 @@ impl<'a, B: Kernels> Trainer<'a, B> {
     fn identity(&self) -> Result<String, ModelError> {
         let request = self.request;
         let names = |cases: &[TrainCase]| cases.iter().map(|c| c.name.clone()).collect::<Vec<_>>();
-        let identity = serde_json::json!({
+        let mut identity = serde_json::json!({
             "options": request.options,
             "model": request.model,
             "parent_sha256": self.parent_sha256,
             "cases": names(&request.cases),
             "validation": names(&request.validation),
         });
+        if let Some(precision) = self.passes.identity() {
+            identity["precision"] = serde_json::json!(precision);
+        }
         serde_json::to_string_pretty(&identity).map_err(|e| ModelError::bad(&request.out, e))
     }
 
@@ -455,7 +507,7 @@ impl<'a, B: Kernels> Trainer<'a, B> {
         let net = ready(
             self.engine,
             self.current(),
-            model.network.in_chns,
+            &model.network,
             model.patch,
             PrecisionChoice::Fixed(Precision::F32),
             self.device.clone(),
@@ -464,12 +516,8 @@ impl<'a, B: Kernels> Trainer<'a, B> {
             .labels
             .mirrored()
             .filter(|_| self.request.options.flips);
-        let net: Box<dyn Forward> = match mirror {
-            Some(mirror) => Box::new(Mirrored::new(net, mirror, model.patch)),
-            None => net,
-        };
         let between = &mut || on(TrainEvent::Between);
-        let dice = match dice_on(&*net, model, cases, between)? {
+        let dice = match dice_on(&net, model, mirror.as_deref(), cases, between)? {
             ControlFlow::Break(()) => return Ok(Some(EndedEarly::Stopped)),
             ControlFlow::Continue(dice) => dice,
         };
@@ -559,40 +607,6 @@ fn of_cases(samples: &[Sample], cases: &[StoredCase]) -> String {
     }
     let names: Vec<&str> = named.iter().map(|s| cases[s.case].name.as_str()).collect();
     format!("on patches of {}", names.join(", "))
-}
-
-/// The value of a loss.
-pub(in crate::model) fn scalar<B: Backend>(loss: &Tensor<B, 1>) -> f32 {
-    to_f32(loss.clone().into_data())
-        .first()
-        .copied()
-        .unwrap_or(f32::NAN)
-}
-
-/// Mean of the last few values.
-struct Recent {
-    values: std::collections::VecDeque<f32>,
-    len: usize,
-}
-
-impl Recent {
-    fn new(len: usize) -> Self {
-        Self {
-            values: Default::default(),
-            len,
-        }
-    }
-
-    fn add(&mut self, value: f32) {
-        if self.values.len() == self.len {
-            self.values.pop_front();
-        }
-        self.values.push_back(value);
-    }
-
-    fn mean(&self) -> f32 {
-        self.values.iter().sum::<f32>() / self.values.len().max(1) as f32
-    }
 }
 
 #[cfg(test)]

@@ -5,13 +5,15 @@ use std::ops::ControlFlow;
 use super::data::{TrainCase, load};
 use crate::imaging::metrics;
 use crate::model::error::ModelError;
-use crate::model::infer::{Forward, segment};
+use crate::model::infer::{Network, segment};
 use crate::model::manifest::ModelDescription;
 
-/// Mean Dice per structure over cases, only where the structure was annotated. One case is in memory at a time.
+/// Mean Dice per structure over cases, only where the structure was annotated; with `mirror` the network is asked twice. One
+/// case is in memory at a time.
 pub fn dice_on(
-    net: &dyn Forward,
+    net: &Network,
     model: &ModelDescription,
+    mirror: Option<&[u8]>,
     cases: &[TrainCase],
     between: &mut dyn FnMut() -> ControlFlow<()>,
 ) -> Result<ControlFlow<(), Vec<Option<f64>>>, ModelError> {
@@ -19,7 +21,7 @@ pub fn dice_on(
     let mut per_case = Vec::with_capacity(cases.len());
     for case in cases {
         let (case, _) = load(case, classes).map_err(|note| ModelError::Data(note.to_string()))?;
-        let result = match segment(net, model, &case.scan, &mut |_, _| between()) {
+        let result = match segment(net, model, mirror, &case.scan, &mut |_, _| between()) {
             Err(ModelError::Stopped) => return Ok(ControlFlow::Break(())),
             result => result?,
         };

@@ -19,5 +19,6 @@ mod reduce;
 mod rows;
 #[cfg(all(test, feature = "cuda-sources"))]
 pub(crate) mod sources;
-#[cfg(all(test, feature = "vulkan"))]
+#[cfg(all(test, any(feature = "cuda", feature = "vulkan")))]
 pub(crate) mod tests;
+mod windows;

@@ -6,9 +6,10 @@ use burn_cubecl::{
 };
 
 use super::conv3d::{self, Activation};
-use super::{attention, blocks, loss, norm, reduce, rows};
+use super::{attention, blocks, loss, norm, reduce, rows, windows};
 use crate::model::kernels::{
-    AttentionLayout, Kernels, NormConvGrads, NormPreluGrads, RowIndex, VoxelLabels,
+    AttentionLayout, DeviceMemory, Kernels, NormConvGrads, NormPreluGrads, RowIndex, VoxelLabels,
+    WindowBlend, WindowJob,
 };
 
 impl<R: CubeRuntime, F: FloatElement, I: IntElement, BT: BoolElement> Kernels
@@ -206,5 +207,13 @@ impl<R: CubeRuntime, F: FloatElement, I: IntElement, BT: BoolElement> Kernels
         labels: &VoxelLabels,
     ) -> Option<(CubeTensor<R>, CubeTensor<R>)> {
         loss::dice_cross_entropy(logits, labels)
+    }
+
+    fn window_blend(job: WindowJob<Self>) -> Option<Box<dyn WindowBlend<Self>>> {
+        Some(windows::blend(job))
+    }
+
+    fn device_memory(device: &R::Device) -> DeviceMemory {
+        windows::memory::<R>(device)
     }
 }

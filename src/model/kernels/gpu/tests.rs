@@ -1,4 +1,5 @@
-//! Every kernel against the plain version on the CPU, on whatever Vulkan device there is (Mesa's lavapipe will do).
+//! Every kernel against the plain version on the CPU, on whatever Vulkan device there is (Mesa's lavapipe will do), or in a
+//! build for CUDA alone on the first NVIDIA GPU.
 
 use burn::tensor::{DType, Tensor, TensorData, ops::FloatTensor};
 use burn_flex::Flex;
@@ -9,14 +10,27 @@ use crate::model::kernels::{
 use crate::model::weights::to_f32;
 use crate::rng::Rng;
 
-type Vulkan = burn::backend::Vulkan;
+/// The backend under test.
+#[cfg(feature = "vulkan")]
+pub(crate) type Gpu = burn::backend::Vulkan;
+#[cfg(not(feature = "vulkan"))]
+pub(crate) type Gpu = burn::backend::Cuda;
+/// NVIDIA's tensor units round the factors of float32 products to 10 bits.
+pub(crate) const CLOSE: f32 = if cfg!(feature = "vulkan") { 1e-4 } else { 2e-3 };
+
+type Vulkan = Gpu;
 type C = FloatTensor<Flex>;
 type G = FloatTensor<Vulkan>;
 
-/// Whether a Vulkan device is there; says so when it is not.
+/// Whether a device for the tests is there; says so when it is not.
 pub(crate) fn vulkan() -> bool {
     static FOUND: std::sync::OnceLock<bool> = std::sync::OnceLock::new();
     let found = *FOUND.get_or_init(|| {
+        #[cfg(not(feature = "vulkan"))]
+        if let Err(reason) = crate::model::kernels::cuda::find(0, true).usable(0) {
+            println!("skipped: {reason}");
+            return false;
+        }
         // wgpu panics without a device; the panic's text then stands above the line that says what is skipped.
         std::panic::catch_unwind(|| {
             let one = Tensor::<Vulkan, 1>::from_floats([1.0], &Default::default());
@@ -25,7 +39,7 @@ pub(crate) fn vulkan() -> bool {
         .unwrap_or(false)
     });
     if !found {
-        println!("skipped: there is no Vulkan device for the GPU kernels");
+        println!("skipped: there is no device for the GPU kernels");
     }
     found
 }
@@ -72,7 +86,7 @@ fn near<const D: usize>(ours: G, want: C, share: f32) {
 
 #[track_caller]
 fn same<const D: usize>(ours: G, want: C) {
-    near::<D>(ours, want, 1e-4);
+    near::<D>(ours, want, CLOSE);
 }
 
 #[test]

@@ -6,6 +6,7 @@ use crate::model::engine::DeviceChoice;
 use crate::model::infer::prepare;
 use crate::model::manifest::Preprocessing;
 use crate::model::pct_net::PctNetConfig;
+use crate::model::precision::PrecisionChoice;
 use crate::model::pretrain::{PretrainOptions, find_scans};
 use crate::model::train::Schedule;
 use crate::model::volume_fusion::Scheme;
@@ -69,6 +70,7 @@ fn request(data: &Path, out: PathBuf, steps: usize) -> PretrainRequest {
         loaders: 2,
         resume: false,
         device: DeviceChoice::Cpu,
+        precision: PrecisionChoice::Auto,
     }
 }
 

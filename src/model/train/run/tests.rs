@@ -62,7 +62,7 @@ fn numbers_that_are_not_finite_lead_back_to_the_last_good_state() {
                 let net = trainer.net.clone();
                 trainer.net = trainer.optimiser.step(0.1, net, grads);
             }
-            Outcome::Failed(reason) => panic!("{reason}"),
+            Outcome::Failed(reason) | Outcome::Device(reason) => panic!("{reason}"),
         }
         let moved = trainer.state(step);
         assert!(moved.tensors != weights);
@@ -108,7 +108,7 @@ fn clipping_bounds_the_gradient_and_a_frozen_encoder_has_none() {
         let trainer = Trainer::<Flex>::new(request, None, Engine::Cpu, Default::default()).unwrap();
         match trainer.step(0, &[sample(1.0)], &cases) {
             Outcome::Gradients(_, grads) => (gradients::norm(&trainer.net, &grads), grads.len()),
-            Outcome::Failed(reason) => panic!("{reason}"),
+            Outcome::Failed(reason) | Outcome::Device(reason) => panic!("{reason}"),
         }
     };
     request.options.clip_norm = 0.0;

@@ -1,0 +1,221 @@
+//! A whole scan on the device: uploaded once, its windows cut, computed in batches, blended and labelled there; only the
+//! labels come back.
+
+use std::cell::Cell;
+use std::ops::ControlFlow;
+use std::time::Instant;
+
+use burn::tensor::{DType, Tensor, TensorData};
+use rayon::prelude::*;
+
+use super::blend::between;
+use super::sliding::{Blended, Sliding};
+use super::windows;
+use crate::model::engine::Engine;
+use crate::model::engine::faults::watch;
+use crate::model::engine::memory::{Failure, Need, with_less};
+use crate::model::error::ModelError;
+use crate::model::kernels::windows::{Between, bytes_of};
+use crate::model::kernels::{Kernels, WindowBlend, WindowJob, raw, wrap};
+use crate::model::pct_net::{Mode, PctNet, PctNetConfig};
+use crate::model::precision::Precision;
+
+/// A network that takes whole scans.
+pub(in crate::model) trait Volumes: Send {
+    /// Labels of a prepared scan.
+    ///
+    /// # Errors
+    /// [`ModelError::Stopped`] when `on_window` breaks; a device that fails, also with fewer windows at once.
+    fn slide(
+        &self,
+        sliding: &Sliding,
+        on_window: &mut dyn FnMut(usize, usize) -> ControlFlow<()>,
+    ) -> Result<Blended, ModelError>;
+}
+
+/// A network on a GPU.
+pub(in crate::model) struct OnDevice<B: Kernels> {
+    engine: Engine,
+    net: PctNet<B>,
+    config: PctNetConfig,
+    precision: Precision,
+    device: B::Device,
+    /// After a failure, no more windows than this at once.
+    most: Cell<usize>,
+}
+
+impl<B: Kernels> OnDevice<B> {
+    pub fn new(
+        engine: Engine,
+        net: PctNet<B>,
+        config: &PctNetConfig,
+        precision: Precision,
+        device: B::Device,
+    ) -> Self {
+        Self {
+            engine,
+            net,
+            config: config.clone(),
+            precision,
+            device,
+            most: Cell::new(usize::MAX),
+        }
+    }
+
+    /// Windows at once, by the memory that is free.
+    fn planned(&self, sliding: &Sliding) -> Result<usize, ModelError> {
+        let fixed = bytes_of(
+            sliding.patch,
+            sliding.grid(),
+            sliding.output,
+            sliding.classes,
+        );
+        let need = Need::forward(&self.config, sliding.patch, self.precision, fixed);
+        let held = B::device_memory(&self.device);
+        let unused = held.reserved.saturating_sub(held.in_use);
+        let free = self.engine.free_bytes().map(|free| free + unused);
+        let planned = need.windows(free).map_err(|needed| ModelError::Compute {
+            device: self.engine.name(),
+            reason: format!(
+                "this scan needs some {} MB of its memory, {} are free",
+                needed >> 20,
+                free.unwrap_or(0) >> 20
+            ),
+        })?;
+        Ok(planned.min(self.most.get()))
+    }
+
+    fn attempt(
+        &self,
+        sliding: &Sliding,
+        at_once: usize,
+        on_window: &mut dyn FnMut(usize, usize) -> ControlFlow<()>,
+    ) -> Result<Blended, Failure> {
+        let start = Instant::now();
+        let axes = [0, 1, 2].map(|axis| -> Vec<Between> {
+            let (size, scale) = (sliding.grid()[axis], sliding.scale[axis]);
+            (0..sliding.output[axis])
+                .map(|i| between(i, scale, size))
+                .collect()
+        });
+        let row = |values: Vec<f32>| {
+            let data = TensorData::new(values, [sliding.patch.iter().product::<usize>()]);
+            raw(Tensor::<B, 1>::from_data(data, &self.device))
+        };
+        let voxels = sliding.scan.voxels.clone();
+        let count = voxels.len();
+        let scan = Tensor::<B, 1>::from_data(TensorData::new(voxels, [count]), &self.device);
+        let job = WindowJob {
+            scan: raw(scan),
+            grid: sliding.grid(),
+            patch: sliding.patch,
+            weights: row(windows::gaussian(sliding.patch)),
+            classes: sliding.classes,
+            output: &axes,
+            mirror: sliding.mirror,
+        };
+        let Some(mut blend) = B::window_blend(job) else {
+            let reason = "it cannot blend windows".to_owned();
+            return Err(Failure::Device(reason));
+        };
+        self.wait()?;
+        let upload_s = start.elapsed().as_secs_f64();
+
+        let start = Instant::now();
+        let total = sliding.total();
+        let (mut done, mut skipped, mut labelled) = (0, 0, 0);
+        let mut label = |blend: &mut Box<dyn WindowBlend<B>>, below: usize| {
+            let complete = below >= sliding.grid()[0];
+            let from = labelled;
+            let ready = axes[0][from..]
+                .iter()
+                .take_while(|(_, high, _)| complete || *high < below);
+            labelled += ready.count();
+            blend.label(from..labelled, below);
+        };
+        for &z in &sliding.starts[0] {
+            label(&mut blend, z.max(0) as usize);
+            let all: Vec<[isize; 3]> = sliding.level(z).collect();
+            let tissue: Vec<bool> = all
+                .par_iter()
+                .map(|&start| sliding.has_tissue(start))
+                .collect();
+            let windows: Vec<[isize; 3]> = all
+                .iter()
+                .zip(&tissue)
+                .filter_map(|(start, tissue)| tissue.then_some(*start))
+                .collect();
+            let air = all.len() - windows.len();
+            (skipped, done) = (skipped + air, done + air);
+            for batch in windows.chunks(at_once) {
+                self.compute(&mut blend, batch, sliding.mirror.is_some());
+                self.wait()?;
+                done += batch.len();
+                if on_window(done, total).is_break() {
+                    return Err(ModelError::Stopped.into());
+                }
+            }
+        }
+        if on_window(total, total).is_break() {
+            return Err(ModelError::Stopped.into());
+        }
+        let network_s = start.elapsed().as_secs_f64();
+
+        let start = Instant::now();
+        label(&mut blend, sliding.grid()[0]);
+        let labels = blend.into_labels().map_err(Failure::Device)?;
+        let finish_s = start.elapsed().as_secs_f64();
+        Ok(Blended {
+            labels,
+            stages: vec![
+                ("upload", upload_s),
+                ("network", network_s),
+                ("finish", finish_s),
+            ],
+            windows: total - skipped,
+            skipped,
+        })
+    }
+
+    fn compute(&self, blend: &mut Box<dyn WindowBlend<B>>, starts: &[[isize; 3]], flips: bool) {
+        let dtype: DType = self.precision.dtype();
+        let logits = |mirrored: bool, blend: &dyn WindowBlend<B>| {
+            let windows = blend.gather(starts, dtype, mirrored);
+            raw(self.net.forward_finest(wrap::<B, 5>(windows), Mode::Eval))
+        };
+        let plain = logits(false, &**blend);
+        let mirrored = flips.then(|| logits(true, &**blend));
+        blend.add(starts, plain, mirrored);
+    }
+
+    /// Until the device has done everything.
+    fn wait(&self) -> Result<(), Failure> {
+        B::sync(&self.device).map_err(|error| Failure::Device(error.to_string()))
+    }
+}
+
+impl<B: Kernels> Volumes for OnDevice<B> {
+    fn slide(
+        &self,
+        sliding: &Sliding,
+        on_window: &mut dyn FnMut(usize, usize) -> ControlFlow<()>,
+    ) -> Result<Blended, ModelError> {
+        let planned = self.planned(sliding)?;
+        let mut at_once = planned;
+        let blended = with_less(&self.engine.name(), &mut at_once, |at_once| {
+            let tried = watch(|| self.attempt(sliding, at_once, on_window));
+            if let Err(Failure::Device(_)) = tried {
+                B::memory_cleanup(&self.device);
+            }
+            tried
+        })?;
+        if at_once < planned {
+            self.most.set(at_once);
+        }
+        Ok(blended)
+    }
+}
+
+#[cfg(test)]
+#[path = "on_device_tests.rs"]
+mod tests;

@@ -1,0 +1,228 @@
+//! Whole scans on a GPU (or a Vulkan device that computes on the CPU) against the host.
+
+use super::*;
+use crate::imaging::{Geometry, Volume};
+use crate::model::engine::DeviceChoice;
+use crate::model::infer::{Network, ready, segment};
+use crate::model::kernels::{Gpu, gpu_found};
+use crate::model::manifest::{Lineage, ModelDescription, Preprocessing};
+use crate::model::precision::PrecisionChoice;
+use crate::model::schema::LabelSchema;
+use crate::model::weights::{export, import};
+use crate::rng::Rng;
+use burn_flex::Flex;
+
+const CHOICE: DeviceChoice = if cfg!(feature = "vulkan") {
+    DeviceChoice::Vulkan(None)
+} else {
+    DeviceChoice::Cuda(0)
+};
+const PATCH: [usize; 3] = PctNetConfig::SMALL_PATCH;
+
+fn model(names: &str) -> ModelDescription {
+    let labels = LabelSchema::from_list(names).unwrap();
+    let small = PctNetConfig::pct_net_s(labels.class_count(), PATCH, 1);
+    ModelDescription {
+        name: "test".into(),
+        network: PctNetConfig {
+            feature_chns: [4, 8, 16, 16, 16],
+            num_heads: [2, 2, 2],
+            ..small
+        },
+        labels,
+        preprocessing: Preprocessing {
+            spacing_mm: Some([2.0, 1.5, 1.5]),
+            hu_window: [-500.0, 500.0],
+        },
+        patch: PATCH,
+        trained: true,
+        lineage: Lineage::made_by("test"),
+    }
+}
+
+/// The same weights on the CPU and on the Vulkan device.
+fn networks(model: &ModelDescription, precision: Precision) -> (Network, Network) {
+    let mode = model.network.resolution_mode;
+    let cpu = PctNet::<Flex>::new(&model.network, 5, &Default::default()).unwrap();
+    let engine = Engine::open(CHOICE).unwrap();
+    let device = burn::tensor::ops::Device::<Gpu>::default();
+    let gpu = PctNet::<Gpu>::new(&model.network, 6, &device).unwrap();
+    let (gpu, report) = import(gpu, &export(&cpu, mode), mode);
+    assert!(report.missing.is_empty());
+    let f32 = PrecisionChoice::Fixed(Precision::F32);
+    let choice = PrecisionChoice::Fixed(precision);
+    let cpu = ready(
+        Engine::Cpu,
+        cpu,
+        &model.network,
+        PATCH,
+        f32,
+        Default::default(),
+    );
+    let gpu = ready(engine, gpu, &model.network, PATCH, choice, device);
+    (cpu.unwrap(), gpu.unwrap())
+}
+
+/// Noise between two slabs of air.
+fn scan() -> Volume<f32> {
+    let shape = [52, 40, 60];
+    let rng = Rng::new(3);
+    let voxels = (0..shape.iter().product::<usize>() as u64)
+        .map(|i| {
+            let z = i as usize / (shape[1] * shape[2]);
+            let tissue = (16..34).contains(&z);
+            let rough = rng.normal_at(i / 7) as f32 * 200.0;
+            if tissue { rough } else { -1000.0 }
+        })
+        .collect();
+    let steps = [[1.0, 0.0, 0.0], [0.0, 1.2, 0.0], [0.0, 0.0, 2.5]];
+    let geometry = Geometry::new(shape, [0.0; 3], [steps[2], steps[1], steps[0]]).unwrap();
+    Volume { geometry, voxels }
+}
+
+#[test]
+fn gpu_whole_scan_is_labelled_as_on_the_cpu() {
+    if !gpu_found() {
+        return;
+    }
+    let model = model("left kidney,right kidney,liver");
+    let scan = scan();
+    for (precision, bound) in [(Precision::F32, 1e-3), (Precision::F16, 3e-2)] {
+        let (cpu, gpu) = networks(&model, precision);
+        let mirror = model.labels.mirrored();
+        for mirror in [None, mirror.as_deref()] {
+            let mut heard = Vec::new();
+            let run = |net: &Network, heard: &mut Vec<(usize, usize)>| {
+                segment(net, &model, mirror, &scan, &mut |done, all| {
+                    heard.push((done, all));
+                    ControlFlow::Continue(())
+                })
+                .unwrap()
+            };
+            let want = run(&cpu, &mut Vec::new());
+            let ours = run(&gpu, &mut heard);
+            assert_eq!(ours.windows, want.windows);
+            assert_eq!(ours.windows_skipped, want.windows_skipped);
+            assert!(want.windows > 0 && want.windows_skipped > 0);
+            assert_eq!(ours.labels.geometry, want.labels.geometry);
+            let pairs = ours.labels.voxels.iter().zip(&want.labels.voxels);
+            let away = pairs.filter(|(a, b)| a != b).count();
+            let share = away as f64 / want.labels.voxels.len() as f64;
+            assert!(share <= bound, "{precision}: {share} of the voxels differ");
+            let labels: std::collections::BTreeSet<u16> =
+                want.labels.voxels.iter().copied().collect();
+            assert!(labels.len() > 1, "{labels:?}");
+            let all = ours.windows + ours.windows_skipped;
+            assert_eq!(heard.last(), Some(&(all, all)));
+        }
+        let stopped = segment(
+            &gpu,
+            &model,
+            None,
+            &scan,
+            &mut |_, _| ControlFlow::Break(()),
+        );
+        assert!(matches!(stopped, Err(ModelError::Stopped)));
+    }
+}
+
+#[test]
+fn gpu_precision_that_is_not_there_is_an_error() {
+    if !gpu_found() {
+        return;
+    }
+    let device = burn::tensor::ops::Device::<Gpu>::default();
+    let told = |precision| {
+        let choice = PrecisionChoice::Fixed(precision);
+        crate::model::infer::gpu_precision::<Gpu>(choice, &device)
+    };
+    assert_eq!(told(Precision::F32).unwrap(), Precision::F32);
+    if let Err(error) = told(Precision::Bf16) {
+        assert!(error.to_string().contains("it does in f32"), "{error}");
+    }
+}
+
+/// Windows with random logits, blended on the device and on the host.
+#[test]
+fn gpu_blending_is_that_of_the_host() {
+    if !gpu_found() {
+        return;
+    }
+    let device = burn::tensor::ops::Device::<Gpu>::default();
+    for (seed, (grid, output, air)) in [
+        ([9, 10, 7], [9, 10, 7], 0..0),
+        ([30, 12, 9], [41, 9, 13], 4..20),
+        ([3, 5, 20], [6, 5, 31], 0..0),
+        ([26, 8, 8], [13, 8, 8], 13..26),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let (patch, classes) = ([8, 8, 6], 3);
+        let starts = [0, 1, 2].map(|axis| windows::starts(grid[axis], patch[axis]));
+        let scale = [0, 1, 2].map(|axis| grid[axis] as f64 / output[axis] as f64);
+        let weights = windows::gaussian(patch);
+        let axes = [0, 1, 2].map(|axis| -> Vec<Between> {
+            (0..output[axis])
+                .map(|i| between(i, scale[axis], grid[axis]))
+                .collect()
+        });
+        let row = |values: Vec<f32>| {
+            let len = values.len();
+            let data = TensorData::new(values, [len]);
+            raw(Tensor::<Gpu, 1>::from_data(data, &device))
+        };
+        let job = WindowJob {
+            scan: row(vec![0.5; grid.iter().product()]),
+            grid,
+            patch,
+            weights: row(weights.clone()),
+            classes,
+            output: &axes,
+            mirror: None,
+        };
+        let mut ours = Gpu::window_blend(job).unwrap();
+        let mut host = super::super::blend::Blend::new(classes, grid, output, scale);
+        let rng = Rng::new(seed as u64);
+        let (mut labelled, mut number) = (0, 0);
+        let mut label = |ours: &mut Box<dyn WindowBlend<Gpu>>, below: usize| {
+            let from = labelled;
+            let ready = axes[0][from..]
+                .iter()
+                .take_while(|(_, high, _)| below >= grid[0] || *high < below);
+            labelled += ready.count();
+            ours.label(from..labelled, below);
+        };
+        for &z in &starts[0] {
+            let below = z.max(0) as usize;
+            host.finish_below(below);
+            label(&mut ours, below);
+            if air.contains(&below) {
+                continue;
+            }
+            for &y in &starts[1] {
+                for &x in &starts[2] {
+                    let count = classes * weights.len();
+                    let logits: Vec<f32> = (0..count as u64)
+                        .map(|i| rng.normal_at(number * 10_000 + i) as f32)
+                        .collect();
+                    number += 1;
+                    host.add([z, y, x], patch, &logits, &weights);
+                    let [d, h, w] = patch;
+                    let data = TensorData::new(logits, [1, classes, d, h, w]);
+                    let logits = raw(Tensor::<Gpu, 5>::from_data(data, &device));
+                    ours.add(&[[z, y, x]], logits, None);
+                }
+            }
+        }
+        label(&mut ours, grid[0]);
+        let (ours, host) = (ours.into_labels().unwrap(), host.into_labels());
+        let away = ours.iter().zip(&host).filter(|(a, b)| a != b).count();
+        assert_eq!(ours.len(), host.len());
+        assert!(
+            away * 1000 <= host.len(),
+            "case {seed}: {away} of {}",
+            host.len()
+        );
+    }
+}
