@@ -2,6 +2,8 @@
 
 use std::str::FromStr;
 
+use super::kernels::Kernels;
+
 /// Number format of activations and products. Sums, statistics and the weights of training are float32 always.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -15,6 +17,17 @@ pub enum Precision {
 }
 
 impl Precision {
+    /// What training computes in on a device: bfloat16 on GPUs that have it (activations and their gradients; weights, their
+    /// gradients, moments, statistics and sums stay float32), float32 elsewhere.
+    pub(super) fn of_training<B: Kernels>(device: &B::Device) -> Self {
+        let on_gpu = B::patch_maker().is_some();
+        if on_gpu && B::supports_dtype(device, Self::Bf16.dtype()) {
+            Self::Bf16
+        } else {
+            Self::F32
+        }
+    }
+
     /// The type of tensors that hold it.
     pub(super) fn dtype(self) -> burn::tensor::DType {
         match self {

@@ -14,16 +14,22 @@ pub mod cuda;
 mod flex;
 #[cfg(any(feature = "cuda", feature = "vulkan", feature = "cuda-sources"))]
 mod gpu;
+mod inference;
 mod operations;
 pub mod pages;
+mod patches;
 pub mod plain;
 #[cfg(test)]
 mod tests;
 
 #[cfg(all(test, feature = "vulkan"))]
-pub(crate) use gpu::tests::vulkan as vulkan_found;
+pub(crate) use gpu::{Format, emulation, tests::vulkan as vulkan_found};
+pub use inference::{AttentionLayer, ConvLayer, ReadyAttention, ReadyConv};
+#[cfg(any(feature = "cuda", feature = "vulkan", feature = "cuda-sources"))]
+pub(crate) use inference::{PlainAttention, PlainConv};
 pub use operations::{
     AdamStep, AttentionLayout, Kernels, MASKED, NO_ROW, NormConvGrads, NormPreluGrads, RowIndex,
     VoxelLabels,
 };
 pub(crate) use operations::{DICE_SMOOTHING, NORM_EPSILON, raw, wrap};
+pub use patches::{Bend, Cut, FusionJob, PatchJob, PatchMaker, Tap, ValueChanges};

@@ -119,6 +119,7 @@ impl PretrainRequest {
         scans: Vec<ScanFile>,
         preprocessing: Preprocessing,
         seed: u64,
+        on_device: bool,
     ) -> Source {
         let fusion = self.options.fusion.clone();
         Source {
@@ -132,6 +133,7 @@ impl PretrainRequest {
             generator: Generator::new(fusion, seed),
             layout: self.options.layout,
             seed,
+            on_device,
         }
     }
 

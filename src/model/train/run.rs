@@ -6,15 +6,16 @@ use std::time::Instant;
 use burn::backend::Autodiff;
 use burn::module::AutodiffModule;
 use burn::optim::{GradientsParams, Optimizer};
-use burn::tensor::{Tensor, TensorData, backend::Backend};
+use burn::tensor::{Tensor, backend::Backend};
 
+use super::batch;
 use super::checkpoint::{self, Checkpoint};
 use super::data::{CaseNote, TrainCase, load};
 use super::gradients;
 use super::kept::{Best, Kept};
 use super::optimiser::{AdamOf, Schedule, adam};
 use super::request::{CheckpointPlan, EndedEarly, TrainEvent, TrainReport, TrainRequest};
-use super::samples::{Sample, Sampler};
+use super::samples::{Patch, Sampler};
 use super::store::StoredCase;
 use super::validate::dice_on;
 use crate::imaging::metrics;
@@ -152,14 +153,17 @@ impl<'a, B: Kernels> Trainer<'a, B> {
         if made > 0 && on(TrainEvent::Resumed(made)).is_break() {
             ended = Some(EndedEarly::Stopped);
         }
-        let mut pipeline = self.request.pipeline(store, (made * options.batch) as u64);
+        let first = (made * options.batch) as u64;
+        let mut pipeline = self
+            .request
+            .pipeline(store, first, B::patch_maker().is_some());
         let (started, before) = (Instant::now(), made);
         for step in before..options.steps {
             if ended.is_some() {
                 break;
             }
-            let samples = match self.draw(&mut pipeline, on)? {
-                ControlFlow::Continue(samples) => samples,
+            let patches = match self.draw(&mut pipeline, on)? {
+                ControlFlow::Continue(patches) => patches,
                 ControlFlow::Break(()) => {
                     ended = Some(EndedEarly::Stopped);
                     break;
@@ -167,7 +171,7 @@ impl<'a, B: Kernels> Trainer<'a, B> {
             };
             let candidate =
                 (step % GOOD_EVERY == 0 || self.good.is_none()).then(|| self.state(step));
-            let outcome = self.step(step, &samples, pipeline.work().store.cases());
+            let outcome = self.step(step, patches, pipeline.work().store.cases());
             let proven = matches!(outcome, Outcome::Gradients(..)) || self.good.is_none();
             if let Some(candidate) = candidate.filter(|_| proven) {
                 self.good = Some(candidate);
@@ -234,35 +238,36 @@ impl<'a, B: Kernels> Trainer<'a, B> {
         &self,
         pipeline: &mut Background<Sampler>,
         on: &mut dyn FnMut(TrainEvent) -> ControlFlow<()>,
-    ) -> Result<ControlFlow<(), Vec<Sample>>, ModelError> {
-        let mut samples = Vec::with_capacity(self.request.options.batch);
-        while samples.len() < self.request.options.batch {
+    ) -> Result<ControlFlow<(), Vec<Patch>>, ModelError> {
+        let mut patches = Vec::with_capacity(self.request.options.batch);
+        while patches.len() < self.request.options.batch {
             match pipeline.next(&mut || on(TrainEvent::Between))? {
-                ControlFlow::Continue(sample) => samples.push(sample),
+                ControlFlow::Continue(patch) => patches.push(patch),
                 ControlFlow::Break(()) => return Ok(ControlFlow::Break(())),
             }
         }
-        Ok(ControlFlow::Continue(samples))
+        Ok(ControlFlow::Continue(patches))
     }
 
     /// Loss and gradients of one step, clipped, without those of a frozen encoder.
-    fn step(&self, step: usize, samples: &[Sample], cases: &[StoredCase]) -> Outcome {
+    fn step(&self, step: usize, patches: Vec<Patch>, cases: &[StoredCase]) -> Outcome {
         let options = &self.request.options;
-        let size @ [d, h, w] = self.request.model.patch;
-        let (mut inputs, mut labels, mut annotated) = (Vec::new(), Vec::new(), Vec::new());
-        for sample in samples {
-            inputs.extend_from_slice(&sample.input);
-            labels.extend_from_slice(&sample.labels);
-            annotated.push(cases[sample.case].annotated.clone());
-        }
-        let shape = [samples.len(), 1, d, h, w];
-        let input = Tensor::from_data(TensorData::new(inputs, shape), &self.device);
+        let named = batch::names(&patches, cases);
+        let annotated: Vec<Vec<bool>> = patches
+            .iter()
+            .map(|patch| cases[patch.case()].annotated.clone())
+            .collect();
+        let size = self.request.model.patch;
+        let (input, labels) = batch::inputs::<B>(patches, size, &self.device);
+        let input = Tensor::from_inner(input);
         let target = Target::<Autodiff<B>>::new(&labels, size, &annotated, &self.device);
         let dropout = DropoutStream::new(Rng::new(options.seed).named("dropout").at(step as u64));
-        let loss = deep_supervised(&self.net.forward(input, Mode::Train(&dropout)), &target);
+        let precision = Precision::of_training::<B>(&self.device);
+        let mode = Mode::Train(&dropout);
+        let loss = deep_supervised(&self.net.forward_in(input, mode, precision), &target);
         let value = scalar(&loss);
         if !value.is_finite() {
-            return Outcome::Failed(format!("the loss is {value} {}", of_cases(samples, cases)));
+            return Outcome::Failed(format!("the loss is {value} {named}"));
         }
         let mut grads = GradientsParams::from_grads(loss.backward(), &self.net);
         if step < options.freeze_encoder {
@@ -270,8 +275,7 @@ impl<'a, B: Kernels> Trainer<'a, B> {
         }
         let norm = gradients::norm(&self.net, &grads);
         if !norm.is_finite() {
-            let of = of_cases(samples, cases);
-            return Outcome::Failed(format!("the gradient's norm is {norm} {of}"));
+            return Outcome::Failed(format!("the gradient's norm is {norm} {named}"));
         }
         if options.clip_norm > 0.0 && f64::from(norm) > options.clip_norm {
             let factor = (options.clip_norm / f64::from(norm)) as f32;
@@ -512,17 +516,6 @@ impl<'a, B: Kernels> Trainer<'a, B> {
             waiting,
         })
     }
-}
-
-/// The cases to name when their patches gave no finite numbers: those with a patch that is not finite itself, else all.
-fn of_cases(samples: &[Sample], cases: &[StoredCase]) -> String {
-    let bad = |sample: &&Sample| sample.input.iter().any(|v| !v.is_finite());
-    let mut named: Vec<&Sample> = samples.iter().filter(bad).collect();
-    if named.is_empty() {
-        named = samples.iter().collect();
-    }
-    let names: Vec<&str> = named.iter().map(|s| cases[s.case].name.as_str()).collect();
-    format!("on patches of {}", names.join(", "))
 }
 
 /// The value of a loss.
