@@ -43,6 +43,7 @@ impl Rng {
     }
 
     /// Key and counter, for those who compute [`Rng::at`] elsewhere.
+    #[cfg(any(feature = "cuda", feature = "vulkan", feature = "cuda-sources"))]
     pub(crate) fn state(&self) -> [u64; 2] {
         [self.key, self.counter]
     }

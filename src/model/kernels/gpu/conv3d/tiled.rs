@@ -352,7 +352,11 @@ fn shapes(columns: usize) -> [([usize; 2], [usize; 2]); 3] {
         let waste = |size: &usize| across.next_multiple_of(groups * size) - across;
         (1..=most).rev().min_by_key(waste).unwrap_or(1)
     };
-    let wide = if across % 8 == 0 { 4 } else { per_group(2, 4) };
+    let wide = if across.is_multiple_of(8) {
+        4
+    } else {
+        per_group(2, 4)
+    };
     let few = match across {
         1 => ([4, 1], [1, 1]),
         _ => ([2, 2], [2, per_group(2, 3)]),
