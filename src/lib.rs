@@ -52,6 +52,14 @@
 //! part of a multipart answer with `Content-Length`, which MONAI Label's client needs. A client that
 //! leaves takes its job along.
 //!
+//! # A next case
+//! `POST /activelearning/{strategy}` chooses among the images without an accepted label ([`rounds::strategy`], one file per
+//! formula). What a strategy goes by was computed before: a job of kind score asks the live version about every image
+//! ([`rounds::scoring`], [`model::Explorer`]) and keeps the answers image by image, so that it goes on where it was
+//! interrupted. The network's answers to a window (draws of dropout, flips, versions) are averaged as probabilities, blended
+//! and handed over slice by slice: class probabilities of a whole scan are never in memory. `fewlabel simulate`
+//! ([`rounds::simulate`]) replays a labelled set with the same strategies, scores and training.
+//!
 //! # A round
 //! `POST /train/{model}` adds a job. [`rounds::fine_tune`] collects the accepted labels with the
 //! classes that were annotated in each (the others are unknown there, never background), keeps

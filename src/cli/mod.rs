@@ -19,6 +19,7 @@ mod progress;
 mod report;
 pub mod restore;
 pub mod serve;
+pub mod simulate;
 pub mod split;
 mod statistics;
 pub mod train;

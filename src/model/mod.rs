@@ -26,7 +26,7 @@ pub mod weights;
 pub use convert::create_untrained;
 pub use engine::{DeviceChoice, probe_device};
 pub use error::ModelError;
-pub use infer::{Segmentation, Segmenter};
+pub use infer::{Explored, Explorer, Passes, ProbabilitySlice, Segmentation, Segmenter};
 pub use manifest::{Lineage, Manifest, ModelDescription, Preprocessing, write_model};
 pub use pct_net::PctNetConfig;
 pub use plan::{ClassFrequency, DataSummary, Given, Spacing, Survey};

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::ids::ImageId;
+pub use crate::model::Passes;
 
 /// Where the worker finds the image of a request.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -137,4 +138,13 @@ pub struct TrainRequest {
 pub struct ScoreRequest {
     /// Name of the method.
     pub method: String,
+    /// The model that is asked, by methods that ask one; the first of the server when absent.
+    #[serde(default)]
+    pub model: Option<String>,
+    /// How each version of the model is asked.
+    #[serde(default)]
+    pub passes: Passes,
+    /// Versions of the model that are asked together, the live one and those before it; 1 when absent.
+    #[serde(default)]
+    pub versions: Option<usize>,
 }

@@ -7,13 +7,14 @@ use serde_json::{Map, Value, json};
 use super::App;
 use super::error::ApiError;
 use super::query::{JsonObject, Segment};
+use super::scoring;
 use crate::rounds::strategy;
 
 /// Next image to annotate.
 #[utoipa::path(post, path = "/activelearning/{strategy}", tag = "ActiveLearning",
     request_body(content = String, content_type = "application/json", description = "optional object: client_id"),
     params(("strategy" = String, Path, description = "a name under strategies in /info/")),
-    responses((status = 200, description = "the image, or {} when every image is labeled"),
+    responses((status = 200, description = "the image, with where the model is least sure of it under uncertainty, or {} when every image is labeled"),
         (status = 404, description = "unknown strategy")))]
 pub async fn next(
     State(app): State<App>,
@@ -26,9 +27,13 @@ pub async fn next(
         .get("client_id")
         .and_then(Value::as_str)
         .unwrap_or("admin");
-    let Some(choice) = strategy::next(&app.project, &name, client).await? else {
+    let taken = Default::default();
+    let Some(choice) = strategy::next(&app.project, &name, client, &taken).await? else {
         return Ok(Json(json!({})));
     };
+    if choice.scores_missing && app.offers.scoring {
+        scoring::ask_for_scores(&app).await?;
+    }
     let image = choice.image;
     // Slicer keeps downloads by name; the checksum makes it notice another image of that name.
     let sha256 = app.project.image_sha256(&image.id).await?;

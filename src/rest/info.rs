@@ -49,7 +49,7 @@ async fn everything(app: &App) -> Result<Value, ApiError> {
         }
     }
     let nothing = || json!({});
-    let strategies = strategy::NAMES.map(|name| (name, strategy_description(name)));
+    let strategies = strategy::ALL.iter().map(|s| (s.name, s.description));
     let strategies = app.offers.strategies.then(|| described(strategies));
     let strategies = strategies.unwrap_or_else(nothing);
     let scoring = app.offers.scoring.then(|| described(scoring::METHODS));
@@ -86,22 +86,11 @@ pub fn nothing(reason: &str) -> Value {
     })
 }
 
-fn described<const N: usize>(entries: [(&str, &str); N]) -> Value {
+fn described(entries: impl IntoIterator<Item = (&'static str, &'static str)>) -> Value {
     let entry = |(name, description): (&str, &str)| {
         (name.to_owned(), json!({ "description": description }))
     };
-    Value::Object(entries.map(entry).into_iter().collect())
-}
-
-fn strategy_description(name: &str) -> &'static str {
-    match name {
-        "random" => {
-            "A random image without label; those that were offered long ago or never come first"
-        }
-        "first" => "The first image without label, by id",
-        "last" => "The last image without label, by id",
-        _ => "An image without label",
-    }
+    Value::Object(entries.into_iter().map(entry).collect())
 }
 
 /// The counts of `/info/` and `/datastore/`.

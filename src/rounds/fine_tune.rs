@@ -4,12 +4,13 @@
 //! before its first step.
 
 use std::collections::HashMap;
+use std::path::{Path, PathBuf};
 
 use serde_json::json;
 
 use super::registry::{ModelVersion, Registry};
 use crate::model::{
-    Given, Lineage, ModelDescription, Survey, TrainCase, TrainOptions, TrainReport,
+    Given, Lineage, Manifest, ModelDescription, Survey, TrainCase, TrainOptions, TrainReport,
 };
 use crate::project::requests::TrainRequest;
 use crate::project::{ImageId, Part, Project, ProjectError, STALE, StoreError, Tag};
@@ -102,17 +103,52 @@ pub async fn plan(project: &Project, request: &TrainRequest) -> Result<Plan, Pro
         }));
     }
     note_use(project, request, &cases, &validation, &label_sha256).await?;
-    let defaults = TrainOptions::starting_from(manifest.trained && request.pretrained);
-    let batch = request.batch.map_or(defaults.batch, usize::from).max(1);
-    let steps_per_epoch = (cases.len() * PATCHES_PER_CASE).div_ceil(batch).max(1);
-    let steps = match request.steps {
-        Some(steps) => steps as usize,
-        None => request.max_epochs as usize * steps_per_epoch,
+    let out = project
+        .scratch_dir()
+        .join(format!("train-{}", uuid::Uuid::now_v7()));
+    let (asked, parent_dir, labels) = (request.clone(), parent.dir.clone(), label_sha256.clone());
+    let scheduled = move || {
+        schedule(
+            &asked,
+            &parent_dir,
+            &manifest,
+            cases,
+            validation,
+            labels,
+            out,
+        )
     };
-    let (looked_at, schema) = (cases.clone(), manifest.labels.clone());
-    let survey = tokio::task::spawn_blocking(move || Survey::of(&looked_at, &schema))
+    let (request, steps_per_epoch) = tokio::task::spawn_blocking(scheduled)
         .await
         .map_err(|error| ProjectError::Internal(error.to_string()))?;
+    Ok(Plan {
+        parent,
+        request,
+        steps_per_epoch,
+        label_sha256,
+    })
+}
+
+/// Spacing, window, steps and rates of a round on cases that were chosen, from the model in `parent_dir`; with it the steps
+/// in what clients call an epoch. Reads every case once. A round of the server and one of a simulation are the same from
+/// here on.
+pub fn schedule(
+    asked: &TrainRequest,
+    parent_dir: &Path,
+    manifest: &Manifest,
+    cases: Vec<TrainCase>,
+    validation: Vec<TrainCase>,
+    label_sha256: Vec<String>,
+    out: PathBuf,
+) -> (crate::model::TrainRequest, usize) {
+    let defaults = TrainOptions::starting_from(manifest.trained && asked.pretrained);
+    let batch = asked.batch.map_or(defaults.batch, usize::from).max(1);
+    let steps_per_epoch = (cases.len() * PATCHES_PER_CASE).div_ceil(batch).max(1);
+    let steps = match asked.steps {
+        Some(steps) => steps as usize,
+        None => asked.max_epochs as usize * steps_per_epoch,
+    };
+    let survey = Survey::of(&cases, &manifest.labels);
     let (preprocessing, data) = if manifest.trained {
         let kept = "spacing, window and patch: those of the version it starts from".to_owned();
         (manifest.preprocessing.clone(), survey.summary(vec![kept]))
@@ -127,42 +163,33 @@ pub async fn plan(project: &Project, request: &TrainRequest) -> Result<Plan, Pro
     let model = ModelDescription {
         preprocessing,
         lineage: Lineage {
-            label_sha256: label_sha256.clone(),
+            label_sha256,
             data: Some(data),
             ..Lineage::made_by("trained")
         },
         ..manifest.model.clone()
     };
-    let out = project
-        .scratch_dir()
-        .join(format!("train-{}", uuid::Uuid::now_v7()));
     let options = TrainOptions {
         steps: steps.max(1),
         // Four looks on the way and one at the end: enough to keep the best, cheap enough for a CPU.
         validate_every: steps.div_ceil(5).max(1),
         batch,
-        learning_rate: request.learning_rate.unwrap_or(defaults.learning_rate),
-        seed: request.seed,
+        learning_rate: asked.learning_rate.unwrap_or(defaults.learning_rate),
+        seed: asked.seed,
         // Clients say "never" with a negative number.
-        patience: usize::try_from(request.early_stop_patience).unwrap_or(0),
+        patience: usize::try_from(asked.early_stop_patience).unwrap_or(0),
         ..defaults
     };
-    let init = request.pretrained.then(|| parent.dir.clone());
     let request = crate::model::TrainRequest {
         cases,
         validation,
         model,
-        init,
+        init: asked.pretrained.then(|| parent_dir.to_owned()),
         out,
         options,
         checkpoint: None,
     };
-    Ok(Plan {
-        parent,
-        request,
-        steps_per_epoch,
-        label_sha256,
-    })
+    (request, steps_per_epoch)
 }
 
 /// Puts a trained model into the registry and makes it live.

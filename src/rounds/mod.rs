@@ -2,4 +2,6 @@
 
 pub mod fine_tune;
 pub mod registry;
+pub mod scoring;
+pub mod simulate;
 pub mod strategy;

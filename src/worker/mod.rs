@@ -11,6 +11,7 @@ mod outcome;
 mod queue;
 mod reporter;
 mod score;
+mod score_pool;
 pub mod supervisor;
 mod train;
 

@@ -4,6 +4,7 @@
 
 mod support;
 
+mod active_learning;
 mod cli_serve;
 mod convert;
 mod evaluate;
@@ -24,5 +25,6 @@ mod rest_model;
 mod rest_reviews;
 mod rest_session;
 mod rest_train;
+mod simulate;
 mod train;
 mod upkeep;

@@ -41,7 +41,7 @@ async fn nothing_left() {
             .await;
         assert_eq!(reply.status, 200, "{}", reply.text());
     }
-    for strategy in ["random", "first", "last"] {
+    for strategy in ["random", "first", "last", "auto", "entropy"] {
         let reply = server
             .post_json(&format!("/activelearning/{strategy}"), "{}")
             .await;

@@ -24,24 +24,29 @@ impl<F: Forward> Mirrored<F> {
 
 impl<F: Forward> Forward for Mirrored<F> {
     fn logits(&self, patch: Vec<f32>) -> Vec<f32> {
-        let voxels = patch.len();
-        let mut flipped = patch.clone();
-        flipped
-            .chunks_exact_mut(self.width)
-            .for_each(<[f32]>::reverse);
+        let other = mirrored_logits(&self.net, &patch, &self.mirror, self.width);
         let mut logits = self.net.logits(patch);
-        let other = self.net.logits(flipped);
-        for (class, values) in logits.chunks_exact_mut(voxels).enumerate() {
-            let partner = usize::from(self.mirror[class]) * voxels;
-            let rows = other[partner..partner + voxels].chunks_exact(self.width);
-            for (row, mirrored) in values.chunks_exact_mut(self.width).zip(rows) {
-                for (value, other) in row.iter_mut().zip(mirrored.iter().rev()) {
-                    *value = 0.5 * (*value + other);
-                }
-            }
+        for (value, other) in logits.iter_mut().zip(other) {
+            *value = 0.5 * (*value + other);
         }
         logits
     }
+}
+
+/// What a network says of the mirror image of a patch `[d, h, width]`, mirrored back, with paired structures exchanged back:
+/// `[classes, d, h, width]`.
+pub fn mirrored_logits(net: &impl Forward, patch: &[f32], mirror: &[u8], width: usize) -> Vec<f32> {
+    let mut flipped = patch.to_vec();
+    flipped.chunks_exact_mut(width).for_each(<[f32]>::reverse);
+    let found = net.logits(flipped);
+    let mut logits = Vec::with_capacity(found.len());
+    for partner in mirror {
+        let from = usize::from(*partner) * patch.len();
+        for row in found[from..from + patch.len()].chunks_exact(width) {
+            logits.extend(row.iter().rev());
+        }
+    }
+    logits
 }
 
 impl Forward for Box<dyn Forward> {

@@ -20,7 +20,7 @@ use crate::model::precision::{Precision, PrecisionChoice};
 use crate::model::weights::{import, to_f32};
 
 /// A window whose every voxel is below this holds only air; it is background without asking the network.
-const AIR_HU: f32 = -900.0;
+pub(super) const AIR_HU: f32 = -900.0;
 
 /// A model ready to segment.
 pub struct Segmenter {
@@ -275,12 +275,17 @@ pub(in crate::model) fn prepare(
     Ok(scan)
 }
 
-fn normalise(hu: f32, [low, high]: [f32; 2]) -> f32 {
+pub(super) fn normalise(hu: f32, [low, high]: [f32; 2]) -> f32 {
     (hu.clamp(low, high) - low) / (high - low) * 2.0 - 1.0
 }
 
 /// The voxels of a window, -1 outside the scan; `None` when nothing in it is above `air`.
-fn cut(scan: &Volume<f32>, start: [isize; 3], size: [usize; 3], air: f32) -> Option<Vec<f32>> {
+pub(super) fn cut(
+    scan: &Volume<f32>,
+    start: [isize; 3],
+    size: [usize; 3],
+    air: f32,
+) -> Option<Vec<f32>> {
     let [d, h, w] = size;
     let shape = scan.geometry.shape();
     let mut patch = vec![-1f32; d * h * w];

@@ -11,6 +11,7 @@ mod images;
 mod labels;
 mod models;
 mod schema;
+mod scores;
 mod seal;
 mod sessions;
 mod settings;
@@ -28,6 +29,7 @@ pub use labels::{
     label_by_key, label_revision, point_label, set_label_extra,
 };
 pub use models::{ModelRecord, add_model, set_live_model};
+pub use scores::{ScoreRecord, put_score};
 pub use seal::{BrokenSeal, WriteTransaction};
 pub use sessions::SessionRecord;
 pub use settings::put_setting;
