@@ -231,10 +231,8 @@ mod tests {
         let twice = How { versions: 2, ..how };
         assert_eq!(names(&next, how).await.len(), 3, "a new version");
         assert_eq!(names(&live, twice).await.len(), 3, "asked in another way");
-        assert_eq!(
-            model_members(project, &live, twice).await.unwrap(),
-            [live.dir.clone()]
-        );
+        let members = model_members(project, &live, twice).await.unwrap();
+        assert!(members.len() == 1 && members[0] == live.dir);
         let changed = ImageRow {
             size_bytes: b.size_bytes + 1,
             ..b.clone()

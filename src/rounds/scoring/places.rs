@@ -235,16 +235,13 @@ mod tests {
             assert!((slices[0].centre_lps_mm[0] - centre[0]).abs() < 1e-9);
             assert!((slices[0].centre_lps_mm[1] - centre[1]).abs() < 1e-9);
             let region = region.unwrap();
-            for d in 0..3 {
-                assert!(region.low_lps_mm[d] < centre[d] && centre[d] < region.high_lps_mm[d]);
+            for (d, mm) in centre.into_iter().enumerate() {
+                assert!(region.low_lps_mm[d] < mm && mm < region.high_lps_mm[d]);
                 assert!((region.high_lps_mm[d] - region.low_lps_mm[d] - BOX_MM).abs() <= 6.0);
             }
-            let at = [20, 40, expected(30)];
-            for d in 0..3 {
-                assert!(
-                    (region.first_ijk[d]..=region.last_ijk[d]).contains(&at[d]),
-                    "{region:?}"
-                );
+            for (d, at) in [20, 40, expected(30)].into_iter().enumerate() {
+                let side = region.first_ijk[d]..=region.last_ijk[d];
+                assert!(side.contains(&at), "{region:?}");
             }
         }
     }
