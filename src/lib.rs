@@ -82,7 +82,8 @@
 //! [`model::train()`] brings each case to the model's grid once and keeps it on disk. Threads make patches ahead of the trainer
 //! (`model/background`, shared with pretraining): where a patch lies and what is done to it is a pure function of (seed,
 //! number of the patch), so a run is its step, weights and moments here too. Cases that cannot be used are named and left
-//! out; numbers that are not finite lead back to the last good state.
+//! out; numbers that are not finite lead back to the last good state. On a GPU the threads only read and draw, and the GPU
+//! makes the patches with the same steps (`model/kernels/patches.rs`).
 //!
 //! # A pretraining
 //! `fewlabel pretrain` ([`model::pretrain`]) learns from scans without labels by Volume Fusion

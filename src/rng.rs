@@ -7,7 +7,7 @@
 //! Generators, OOPSLA 2014), applied twice. Not for cryptography.
 
 /// Odd, with well-spread bits: 2^64 divided by the golden ratio.
-const GOLDEN: u64 = 0x9e37_79b9_7f4a_7c15;
+pub(crate) const GOLDEN: u64 = 0x9e37_79b9_7f4a_7c15;
 
 /// A stream of random numbers.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -40,6 +40,12 @@ impl Rng {
             (h ^ u64::from(b)).wrapping_mul(0x0100_0000_01b3)
         });
         self.stream(hash)
+    }
+
+    /// Key and counter, for those who compute [`Rng::at`] elsewhere.
+    #[cfg(any(feature = "cuda", feature = "vulkan", feature = "cuda-sources"))]
+    pub(crate) fn state(&self) -> [u64; 2] {
+        [self.key, self.counter]
     }
 
     /// The number at `counter`, without moving the stream: for work in parallel.

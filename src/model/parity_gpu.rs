@@ -1,15 +1,15 @@
-//! The network on a GPU (or a Vulkan device that computes on the CPU) against the published outputs, and a training step
-//! against the CPU's.
+//! The network on a GPU (or a Vulkan device that computes on the CPU) against the published outputs, and training against
+//! the CPU's; also in the formats of tensor units, whose products are emulated here.
 
 use burn::backend::Autodiff;
 use burn::optim::{GradientsParams, Optimizer};
-use burn::tensor::backend::AutodiffBackend;
+use burn::tensor::{DType, Tensor, TensorData, backend::AutodiffBackend};
 use burn_flex::Flex;
 
-use super::kernels::{CLOSE, Gpu, Kernels, gpu_found};
+use super::kernels::{CLOSE, Format, Gpu, Kernels, emulation, gpu_found};
 use super::loss::{Target, deep_supervised};
 use super::parity::{Fixture, distance, fixture, gradients, network, tensor};
-use super::pct_net::{DropoutStream, Mode};
+use super::pct_net::{DropoutStream, Mode, PctNet, PctNetConfig, Prepared};
 use super::precision::Precision;
 use super::train::adam;
 use super::weights::to_f32;
@@ -97,4 +97,116 @@ fn gpu_training_step() {
         (ours_after - after).abs() <= CLOSE,
         "{ours_after} and {after}"
     );
+}
+
+/// A network all of whose layers but the first are for tensor units, and a patch for it.
+fn tiled() -> (PctNetConfig, [usize; 3]) {
+    let patch = [8, 32, 32];
+    let mut config = PctNetConfig::pct_net(3, patch, 1);
+    config.feature_chns = [8, 16, 32, 48, 64];
+    config.num_heads = [2, 3, 4];
+    (config, patch)
+}
+
+fn noise<B: Kernels>(patch: [usize; 3], batch: usize) -> Tensor<B, 5> {
+    let rng = crate::rng::Rng::new(11);
+    let count = batch * patch.iter().product::<usize>();
+    let values: Vec<f32> = (0..count)
+        .map(|i| rng.normal_at(i as u64) as f32 * 0.5)
+        .collect();
+    let shape = [batch, 1, patch[0], patch[1], patch[2]];
+    Tensor::from_data(TensorData::new(values, shape), &Default::default())
+}
+
+fn relative(ours: &[f32], want: &[f32]) -> f32 {
+    distance(ours, want) / distance(want, &vec![0.0; want.len()])
+}
+
+#[test]
+fn gpu_prepared_network() {
+    if !gpu_found() {
+        return;
+    }
+    let (config, patch) = tiled();
+    let host = PctNet::<Flex>::new(&config, 3, &Default::default()).unwrap();
+    let want = host.forward_finest(noise(patch, 2), Mode::Eval);
+    let want = to_f32(want.into_data());
+    let run = |precision| {
+        let net = PctNet::<Gpu>::new(&config, 3, &Default::default()).unwrap();
+        let net = Prepared::new(&net, config.in_chns, patch, precision);
+        let logits = net.forward(noise(patch, 2)).cast(DType::F32);
+        relative(&to_f32(logits.into_data()), &want)
+    };
+    let plain = Prepared::new(&host, config.in_chns, patch, Precision::F32);
+    let plain = relative(&to_f32(plain.forward(noise(patch, 2)).into_data()), &want);
+    let ordinary = run(Precision::F32);
+    let halves = run(Precision::F16);
+    let of = |format| emulation::with(format, || run(Precision::F32));
+    let (tf32, f16, bf16) = (of(Format::Tf32), of(Format::F16), of(Format::Bf16));
+    eprintln!("plain {plain:e}, f32 {ordinary:e}, halves {halves:e}");
+    eprintln!("tf32 {tf32:e}, f16 {f16:e}, bf16 {bf16:e}");
+    assert!(plain <= 1e-5 && ordinary <= 1e-5);
+    assert!(halves <= 1e-2);
+    assert!((1e-6..=1e-3).contains(&tf32));
+    assert!((1e-6..=2e-3).contains(&f16));
+    assert!((1e-5..=1e-2).contains(&bf16));
+}
+
+/// Gradients of one step, and the losses of three; `scale` keeps gradients within the range of half precision.
+fn three_steps<B: Kernels>(precision: Precision, scale: f32) -> (Vec<f32>, Vec<f32>)
+where
+    Autodiff<B>: AutodiffBackend<InnerBackend = B>,
+{
+    let (config, patch) = tiled();
+    let mut net = PctNet::<Autodiff<B>>::new(&config, 3, &Default::default()).unwrap();
+    let voxels = patch.iter().product::<usize>();
+    let labels: Vec<u8> = (0..voxels).map(|i| (i / 37 % 3) as u8).collect();
+    let target = Target::<Autodiff<B>>::new(&labels, patch, &[vec![true; 3]], &Default::default());
+    let off = DropoutStream::off();
+    let mut optimiser = adam(1e-5).init();
+    let (mut first, mut losses) = (Vec::new(), Vec::new());
+    for _ in 0..3 {
+        let logits = net.forward_in(noise(patch, 1), Mode::Train(&off), precision);
+        let loss = deep_supervised(&logits, &target);
+        losses.push(to_f32(loss.clone().into_data())[0]);
+        let grads = GradientsParams::from_grads((loss * scale).backward(), &net);
+        if first.is_empty() {
+            let by_name = gradients(&net, &grads, config.resolution_mode);
+            let values = by_name.into_values().flatten();
+            first = values.map(|value| value / scale).collect();
+        }
+        // Adam does not see the scale.
+        net = optimiser.step(1e-3, net, grads);
+    }
+    (first, losses)
+}
+
+/// Weights, statistics and the sums of products are float32 whatever the activations are.
+#[test]
+fn gpu_mixed_precision_training() {
+    if !gpu_found() {
+        return;
+    }
+    let (want, losses) = three_steps::<Flex>(Precision::F32, 1.0);
+    let cases = [
+        ("f16", 3e-2, three_steps::<Gpu>(Precision::F16, 4096.0)),
+        (
+            "tf32",
+            3e-3,
+            emulation::with(Format::Tf32, || three_steps::<Gpu>(Precision::F32, 1.0)),
+        ),
+        (
+            "bf16",
+            5e-2,
+            emulation::with(Format::Bf16, || three_steps::<Gpu>(Precision::F32, 1.0)),
+        ),
+    ];
+    for (name, bound, (grads, ours)) in cases {
+        let away = relative(&grads, &want);
+        eprintln!("{name}: gradient {away:e} away, losses {ours:?} and {losses:?}");
+        assert!(away <= bound, "{name}: {away}");
+        for (a, b) in ours.iter().zip(&losses) {
+            assert!((a - b).abs() <= 1e-2 * b, "{name}: {a} and {b}");
+        }
+    }
 }

@@ -50,36 +50,42 @@ def nvrtc():
     return ctypes.CDLL(str(next((TOOLKIT / "lib").glob("libnvrtc.so.*"))))
 
 
-def compile_source(nvrtc, source, architecture):
-    """The compiler's complaint, or None."""
-    program = ctypes.c_void_p()
-    create = nvrtc.nvrtcCreateProgram
-    create.argtypes = [
-        ctypes.POINTER(ctypes.c_void_p),
-        ctypes.c_char_p,
-        ctypes.c_char_p,
-        ctypes.c_int,
-        ctypes.c_void_p,
-        ctypes.c_void_p,
-    ]
-    assert create(ctypes.byref(program), source, None, 0, None, None) == 0
-    include = TOOLKIT / "include"
-    options = [
-        f"--gpu-architecture={architecture}",
-        f"--include-path={include}",
-        f"--include-path={include / 'cccl'}",
-    ]
-    encoded = (ctypes.c_char_p * len(options))(*[option.encode() for option in options])
-    try:
-        if nvrtc.nvrtcCompileProgram(program, len(options), encoded) == 0:
-            return None
+class Compiled:
+    """What NVRTC makes of a source for an architecture: its complaint, or None, and the PTX."""
+
+    def __init__(self, nvrtc, source, architecture):
+        program = ctypes.c_void_p()
+        create = nvrtc.nvrtcCreateProgram
+        create.argtypes = [
+            ctypes.POINTER(ctypes.c_void_p),
+            ctypes.c_char_p,
+            ctypes.c_char_p,
+            ctypes.c_int,
+            ctypes.c_void_p,
+            ctypes.c_void_p,
+        ]
+        assert create(ctypes.byref(program), source, None, 0, None, None) == 0
+        include = TOOLKIT / "include"
+        options = [
+            f"--gpu-architecture={architecture}",
+            f"--include-path={include}",
+            f"--include-path={include / 'cccl'}",
+        ]
+        encoded = (ctypes.c_char_p * len(options))(*[option.encode() for option in options])
+        try:
+            failed = nvrtc.nvrtcCompileProgram(program, len(options), encoded) != 0
+            self.complaint = self.text(nvrtc, program, "ProgramLog") if failed else None
+            self.ptx = "" if failed else self.text(nvrtc, program, "PTX")
+        finally:
+            nvrtc.nvrtcDestroyProgram(ctypes.byref(program))
+
+    @staticmethod
+    def text(nvrtc, program, what):
         size = ctypes.c_size_t()
-        nvrtc.nvrtcGetProgramLogSize(program, ctypes.byref(size))
-        log = ctypes.create_string_buffer(size.value)
-        nvrtc.nvrtcGetProgramLog(program, log)
-        return log.value.decode(errors="replace")
-    finally:
-        nvrtc.nvrtcDestroyProgram(ctypes.byref(program))
+        getattr(nvrtc, f"nvrtcGet{what}Size")(program, ctypes.byref(size))
+        text = ctypes.create_string_buffer(max(size.value, 1))
+        getattr(nvrtc, f"nvrtcGet{what}")(program, text)
+        return text.value.decode(errors="replace")
 
 
 def test_there_are_sources():
@@ -89,5 +95,28 @@ def test_there_are_sources():
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 @pytest.mark.parametrize("path", SOURCES.values(), ids=SOURCES.keys())
 def test_compiles(nvrtc, path, architecture):
-    complaint = compile_source(nvrtc, path.read_bytes(), architecture)
+    complaint = Compiled(nvrtc, path.read_bytes(), architecture).complaint
     assert complaint is None, f"{path.read_text().splitlines()[0]}\n{complaint}"
+
+
+# Kernels that multiply on tensor units, by name and the format that they round factors to.
+TENSOR = {
+    (name.split("_kernel_")[0], re.search(r"_s_([a-z0-9]+)_", name)[1]): path
+    for name, path in SOURCES.items()
+    if name.startswith("tiled_")
+}
+FORMATS = {"f16": "f32.f32", "bf16": "f32.bf16.bf16.f32", "tf32": "f32.tf32.tf32.f32"}
+
+
+def test_every_product_has_every_format():
+    kernels = {kernel for kernel, _ in TENSOR}
+    assert len(kernels) == 5, kernels
+    assert set(TENSOR) == {(kernel, format_) for kernel in kernels for format_ in FORMATS}
+
+
+@pytest.mark.parametrize("kernel", TENSOR, ids=map("-".join, TENSOR))
+def test_holds_instructions_of_tensor_units(nvrtc, kernel):
+    compiled = Compiled(nvrtc, TENSOR[kernel].read_bytes(), "compute_80")
+    assert compiled.complaint is None, compiled.complaint
+    instruction = rf"wmma\.mma\.sync\.aligned\.\w+\.\w+\.m16n16k\d+\.{FORMATS[kernel[1]]}"
+    assert re.search(instruction, compiled.ptx)

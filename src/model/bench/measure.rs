@@ -17,6 +17,8 @@ use crate::model::kernels::{
 };
 use crate::model::loss::{Target, deep_supervised};
 use crate::model::manifest::{Lineage, ModelDescription, Preprocessing};
+#[cfg(any(feature = "cuda", feature = "vulkan"))]
+use crate::model::pct_net::Prepared;
 use crate::model::pct_net::{DropoutStream, Mode, PctNet, PctNetConfig, Plan};
 use crate::model::precision::{Precision, PrecisionChoice};
 use crate::model::schema::LabelSchema;
@@ -180,9 +182,10 @@ impl Bench {
             #[cfg(any(feature = "cuda", feature = "vulkan"))]
             _ => {
                 let precision = crate::model::infer::gpu_precision::<B>(self.precision, device)?;
+                let ready = Prepared::new(&net, self.config.in_chns, self.patch, precision);
                 let input = self.input::<B>(device).cast(precision.dtype());
                 let runs = timed(self.repeats, || {
-                    drop(net.forward_finest(input.clone(), Mode::Eval));
+                    drop(ready.forward(input.clone()));
                     wait::<B>(engine, device)
                 })?;
                 Ok(of(precision, runs))

@@ -5,6 +5,8 @@ use std::sync::{Mutex, PoisonError};
 use crate::model::engine::Engine;
 use crate::model::error::ModelError;
 use crate::model::kernels::Kernels;
+#[cfg(any(feature = "cuda", feature = "vulkan"))]
+use crate::model::pct_net::Prepared;
 use crate::model::pct_net::{PctNet, PctNetConfig, Plan, precision_on_cpu};
 use crate::model::precision::{Precision, PrecisionChoice};
 
@@ -69,11 +71,10 @@ impl Forward for Planned {
     }
 }
 
-/// The network on a GPU, layer by layer.
+/// The network on a GPU, for one patch size.
 #[cfg(any(feature = "cuda", feature = "vulkan"))]
 struct NetworkOn<B: Kernels> {
-    net: PctNet<B>,
-    precision: Precision,
+    net: Prepared<B>,
     device: B::Device,
     /// `[d, h, w]` of every patch.
     patch: [usize; 3],
@@ -86,14 +87,12 @@ impl<B: Kernels> Forward for NetworkOn<B> {
         let [d, h, w] = self.patch;
         let data = TensorData::new(patch, [1, 1, d, h, w]);
         let input = Tensor::<B, 5>::from_data(data, &self.device);
-        let logits =
-            self.net
-                .forward_finest_in(input, crate::model::pct_net::Mode::Eval, self.precision);
+        let logits = self.net.forward(input).cast(burn::tensor::DType::F32);
         crate::model::weights::to_f32(logits.into_data())
     }
 }
 
-/// A network that is asked about single patches: a plan on the CPU, layer by layer on a GPU.
+/// A network that is asked about single patches: a plan on the CPU, layers made ready on a GPU.
 ///
 /// # Errors
 /// The device does not compute in this precision.
@@ -115,12 +114,14 @@ pub(super) fn by_patches<B: Kernels + 'static>(
             Box::new(Planned(Mutex::new(plan)))
         }
         #[cfg(any(feature = "cuda", feature = "vulkan"))]
-        _ => Box::new(NetworkOn {
-            precision: gpu_precision::<B>(precision, &device)?,
-            net,
-            device,
-            patch,
-        }),
+        _ => {
+            let precision = gpu_precision::<B>(precision, &device)?;
+            Box::new(NetworkOn {
+                net: Prepared::new(&net, config.in_chns, patch, precision),
+                device,
+                patch,
+            })
+        }
     })
 }
 
@@ -141,7 +142,8 @@ pub(in crate::model) fn ready<B: Kernels + 'static>(
         #[cfg(any(feature = "cuda", feature = "vulkan"))]
         _ => {
             let precision = gpu_precision::<B>(precision, &device)?;
-            let net = super::on_device::OnDevice::new(engine, net, config, precision, device);
+            let ready = Prepared::new(&net, config.in_chns, patch, precision);
+            let net = super::on_device::OnDevice::new(engine, ready, config, precision, device);
             Network::Volumes(Box::new(net))
         }
     })

@@ -17,7 +17,7 @@ use crate::model::engine::memory::{Failure, Need, with_less};
 use crate::model::error::ModelError;
 use crate::model::kernels::windows::{Between, bytes_of};
 use crate::model::kernels::{Kernels, WindowBlend, WindowJob, raw, wrap};
-use crate::model::pct_net::{Mode, PctNet, PctNetConfig};
+use crate::model::pct_net::{PctNetConfig, Prepared};
 use crate::model::precision::Precision;
 
 /// A network that takes whole scans.
@@ -36,7 +36,7 @@ pub(in crate::model) trait Volumes: Send {
 /// A network on a GPU.
 pub(in crate::model) struct OnDevice<B: Kernels> {
     engine: Engine,
-    net: PctNet<B>,
+    net: Prepared<B>,
     config: PctNetConfig,
     precision: Precision,
     device: B::Device,
@@ -47,7 +47,7 @@ pub(in crate::model) struct OnDevice<B: Kernels> {
 impl<B: Kernels> OnDevice<B> {
     pub fn new(
         engine: Engine,
-        net: PctNet<B>,
+        net: Prepared<B>,
         config: &PctNetConfig,
         precision: Precision,
         device: B::Device,
@@ -181,7 +181,7 @@ impl<B: Kernels> OnDevice<B> {
         let dtype: DType = self.precision.dtype();
         let logits = |mirrored: bool, blend: &dyn WindowBlend<B>| {
             let windows = blend.gather(starts, dtype, mirrored);
-            raw(self.net.forward_finest(wrap::<B, 5>(windows), Mode::Eval))
+            raw(self.net.forward(wrap::<B, 5>(windows)))
         };
         let plain = logits(false, &**blend);
         let mirrored = flips.then(|| logits(true, &**blend));

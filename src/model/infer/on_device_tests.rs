@@ -6,6 +6,7 @@ use crate::model::engine::DeviceChoice;
 use crate::model::infer::{Network, ready, segment};
 use crate::model::kernels::{Gpu, gpu_found};
 use crate::model::manifest::{Lineage, ModelDescription, Preprocessing};
+use crate::model::pct_net::PctNet;
 use crate::model::precision::PrecisionChoice;
 use crate::model::schema::LabelSchema;
 use crate::model::weights::{export, import};

@@ -14,8 +14,10 @@ pub mod cuda;
 mod flex;
 #[cfg(any(feature = "cuda", feature = "vulkan", feature = "cuda-sources"))]
 mod gpu;
+mod inference;
 mod operations;
 pub mod pages;
+mod patches;
 pub mod plain;
 #[cfg(test)]
 mod tests;
@@ -24,10 +26,17 @@ pub mod vulkan;
 pub mod windows;
 
 #[cfg(all(test, any(feature = "cuda", feature = "vulkan")))]
-pub(crate) use gpu::tests::{CLOSE, Gpu, vulkan as gpu_found};
+pub(crate) use gpu::{
+    Format, emulation,
+    tests::{CLOSE, Gpu, gpu_found},
+};
+pub use inference::{AttentionLayer, ConvLayer, ReadyAttention, ReadyConv};
+#[cfg(any(feature = "cuda", feature = "vulkan", feature = "cuda-sources"))]
+pub(crate) use inference::{PlainAttention, PlainConv};
 pub use operations::{
     AdamStep, AttentionLayout, Kernels, MASKED, NO_ROW, NormConvGrads, NormPreluGrads, RowIndex,
     VoxelLabels,
 };
 pub(crate) use operations::{DICE_SMOOTHING, NORM_EPSILON, raw, wrap};
+pub use patches::{Bend, Cut, FusionJob, PatchJob, PatchMaker, Tap, ValueChanges};
 pub use windows::{DeviceMemory, WindowBlend, WindowJob};

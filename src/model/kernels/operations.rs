@@ -2,8 +2,12 @@
 
 use std::sync::Arc;
 
-use burn::tensor::{Tensor, TensorPrimitive, backend::Backend, ops::FloatTensor};
+use burn::tensor::{DType, Tensor, TensorPrimitive, backend::Backend, ops::FloatTensor};
 
+use super::inference::{
+    AttentionLayer, ConvLayer, PlainAttention, PlainConv, ReadyAttention, ReadyConv,
+};
+use super::patches::PatchMaker;
 use super::plain;
 use super::windows::{DeviceMemory, WindowBlend, WindowJob};
 
@@ -282,6 +286,26 @@ pub trait Kernels: Backend {
         _labels: &VoxelLabels,
     ) -> Option<(FloatTensor<Self>, FloatTensor<Self>)> {
         None
+    }
+
+    /// How this backend makes patches of training itself. GPUs do, so that the host's threads only read and draw; `None`
+    /// where the host makes them.
+    fn patch_maker() -> Option<PatchMaker<Self>> {
+        None
+    }
+
+    /// A convolution of inference made ready for maps of `dtype` with `sources` channels side by side.
+    fn ready_conv(
+        layer: ConvLayer<Self>,
+        _sources: &[usize],
+        _dtype: DType,
+    ) -> Box<dyn ReadyConv<Self>> {
+        Box::new(PlainConv(layer))
+    }
+
+    /// Attention of inference made ready for maps of `dtype`.
+    fn ready_attention(layer: AttentionLayer<Self>, dtype: DType) -> Box<dyn ReadyAttention<Self>> {
+        Box::new(PlainAttention::new(layer, dtype))
     }
 
     /// Adam (Kingma and Ba 2015) as `torch.optim.Adam` computes it, of a parameter of any shape: the new parameter and both

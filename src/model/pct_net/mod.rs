@@ -10,9 +10,13 @@ mod config;
 mod layers;
 mod net;
 mod plan;
+#[cfg(any(feature = "cuda", feature = "vulkan", feature = "cuda-sources"))]
+mod prepared;
 mod record;
 
 pub use config::{ConfigError, PctNetConfig};
 pub use layers::{DropoutStream, Mode};
 pub use net::PctNet;
 pub use plan::{Plan, StepTime, precision as precision_on_cpu};
+#[cfg(any(feature = "cuda", feature = "vulkan", feature = "cuda-sources"))]
+pub use prepared::Prepared;

@@ -137,17 +137,6 @@ impl<B: Kernels> PctNet<B> {
         logits.map(|scale| scale.cast(DType::F32))
     }
 
-    /// The finest scale of [`PctNet::forward_in`].
-    pub fn forward_finest_in(
-        &self,
-        x: Tensor<B, 5>,
-        mode: Mode,
-        precision: Precision,
-    ) -> Tensor<B, 5> {
-        self.forward_finest(x.cast(precision.dtype()), mode)
-            .cast(DType::F32)
-    }
-
     /// The decoded features of the level with an eighth of the width, `[batch, channels, d, h, w]` with
     /// `feature_chns[3]` channels: coarse enough to tell what kind of body a patch shows.
     pub fn coarse_features(&self, x: Tensor<B, 5>) -> Tensor<B, 5> {

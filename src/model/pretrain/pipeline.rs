@@ -17,7 +17,7 @@ use super::scans::{Reading, ScanFile, ScanNote};
 use crate::imaging::Volume;
 use crate::model::background::{Background, Work};
 use crate::model::error::ModelError;
-use crate::model::volume_fusion::{Generator, Sample, Scheme};
+use crate::model::volume_fusion::{Fused, Generator, Piece, Scheme};
 use crate::rng::Rng;
 
 /// Shelves that threads may work on beyond the one that the consumer waits for.
@@ -46,6 +46,8 @@ pub struct Source {
     pub generator: Generator,
     pub layout: Layout,
     pub seed: u64,
+    /// The device makes what the network is given; threads only cut.
+    pub on_device: bool,
 }
 
 impl Source {
@@ -106,18 +108,18 @@ impl Source {
             for n in 0..self.layout.samples {
                 let place = owner[other * self.layout.samples + n];
                 let index = shelf * self.layout.shelf() + place as u64;
-                let mut give = |foreground, voxels| {
+                for (foreground, _) in [(true, foreground), (false, background)]
+                    .into_iter()
+                    .filter(|(_, wanted)| *wanted)
+                {
+                    let piece = self
+                        .generator
+                        .piece(scan, index, foreground, self.on_device);
                     patches.push(Patch {
                         place,
                         foreground,
-                        voxels,
+                        piece,
                     });
-                };
-                if foreground {
-                    give(true, self.generator.foreground(scan, index));
-                }
-                if background {
-                    give(false, self.generator.background(scan, index));
                 }
             }
         }
@@ -125,20 +127,16 @@ impl Source {
     }
 
     /// The samples of a shelf from all its patches, in the order in which they leave.
-    fn fuse(&self, shelf: u64, patches: Vec<Patch>) -> Vec<Sample> {
-        let mut pairs = vec![(Vec::new(), Vec::new()); self.layout.shelf() as usize];
+    fn fuse(&self, shelf: u64, patches: Vec<Patch>) -> Vec<Fused> {
+        let mut pairs: Vec<[Option<Piece>; 2]> = Vec::new();
+        pairs.resize_with(self.layout.shelf() as usize, Default::default);
         for patch in patches {
-            let pair = &mut pairs[patch.place];
-            *(if patch.foreground {
-                &mut pair.0
-            } else {
-                &mut pair.1
-            }) = patch.voxels;
+            pairs[patch.place][usize::from(!patch.foreground)] = Some(patch.piece);
         }
         let first = shelf * self.layout.shelf();
         let pairs = pairs.into_iter().enumerate();
         pairs
-            .map(|(place, (p1, p2))| self.generator.fuse(first + place as u64, p1, p2))
+            .filter_map(|(place, [p1, p2])| self.generator.join(first + place as u64, p1?, p2?))
             .collect()
     }
 }
@@ -148,7 +146,7 @@ struct Patch {
     /// Where in its shelf the sample leaves.
     place: usize,
     foreground: bool,
-    voxels: Vec<f32>,
+    piece: Piece,
 }
 
 /// How fast samples were made, and whether anybody had to wait.
@@ -169,7 +167,7 @@ pub struct PipelineStats {
 /// Samples in order, made by background threads.
 pub struct Pipeline {
     shelves: Background<Shelves>,
-    shelf: VecDeque<Sample>,
+    shelf: VecDeque<Fused>,
     /// Samples of the next shelf that are not wanted: a run goes on in the middle of a shelf.
     skip: usize,
 }
@@ -214,7 +212,7 @@ impl Pipeline {
     pub fn next(
         &mut self,
         between: &mut dyn FnMut() -> ControlFlow<()>,
-    ) -> Result<ControlFlow<(), Sample>, ModelError> {
+    ) -> Result<ControlFlow<(), Fused>, ModelError> {
         loop {
             if let Some(sample) = self.shelf.pop_front() {
                 return Ok(ControlFlow::Continue(sample));
@@ -266,13 +264,13 @@ impl Pipeline {
 }
 
 impl Work for Shelves {
-    type Product = Vec<Sample>;
+    type Product = Vec<Fused>;
 
     fn tickets(&self) -> u64 {
         self.source.layout.visits as u64
     }
 
-    fn make(&self, visit: u64, stopped: &dyn Fn() -> bool) -> Result<Option<Vec<Sample>>, String> {
+    fn make(&self, visit: u64, stopped: &dyn Fn() -> bool) -> Result<Option<Vec<Fused>>, String> {
         let Some(scan) = self.read(visit, stopped)? else {
             return Ok(None);
         };
@@ -345,7 +343,12 @@ pub fn measure_pipeline(
     threads: usize,
 ) -> Result<(f64, Vec<ScanNote>), ModelError> {
     let preprocessing = request.plan()?;
-    let source = request.source(request.scans.clone(), preprocessing, request.options.seed);
+    let source = request.source(
+        request.scans.clone(),
+        preprocessing,
+        request.options.seed,
+        false,
+    );
     let start = Instant::now();
     let mut pipeline = Pipeline::start(source, threads, 0);
     for _ in 0..count {

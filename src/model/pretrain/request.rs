@@ -122,6 +122,7 @@ impl PretrainRequest {
         scans: Vec<ScanFile>,
         preprocessing: Preprocessing,
         seed: u64,
+        on_device: bool,
     ) -> Source {
         let fusion = self.options.fusion.clone();
         Source {
@@ -135,6 +136,7 @@ impl PretrainRequest {
             generator: Generator::new(fusion, seed),
             layout: self.options.layout,
             seed,
+            on_device,
         }
     }
 

@@ -8,7 +8,7 @@ use std::time::Instant;
 use burn::backend::Autodiff;
 use burn::module::AutodiffModule;
 use burn::optim::{GradientsAccumulator, GradientsParams, Optimizer};
-use burn::tensor::{Tensor, TensorData};
+use burn::tensor::{Tensor, TensorData, backend::Backend};
 use serde_json::{Value, json};
 
 use super::curves::JsonLines;
@@ -18,13 +18,13 @@ use super::scans::ScanNote;
 use crate::imaging::metrics;
 use crate::model::engine::{Engine, on_engine};
 use crate::model::error::ModelError;
-use crate::model::kernels::{Kernels, pages::KeepPages};
+use crate::model::kernels::{Kernels, pages::KeepPages, wrap};
 use crate::model::loss::{Target, deep_supervised};
 use crate::model::manifest::{Manifest, ModelDescription, write_model};
 use crate::model::pct_net::{DropoutStream, Mode, PctNet};
 use crate::model::train::checkpoint::{self, Checkpoint};
 use crate::model::train::{AdamOf, Passes, adam, scalar};
-use crate::model::volume_fusion::{FusionOptions, Sample};
+use crate::model::volume_fusion::{Fused, FusionOptions};
 use crate::model::weights::{State, export, to_f32};
 use crate::rng::Rng;
 
@@ -142,7 +142,7 @@ struct Run<'a, B: Kernels> {
     first: Option<State>,
     step: usize,
     pipeline: Pipeline,
-    validation: Vec<Sample>,
+    validation: Vec<Fused>,
     curves: JsonLines,
     scans: JsonLines,
     /// Scans that stand in the file already.
@@ -190,6 +190,7 @@ impl<'a, B: Kernels> Run<'a, B> {
             request.scans.clone(),
             description.preprocessing.clone(),
             options.seed,
+            B::patch_maker().is_some(),
         );
         let passes = Passes::plan(
             engine,
@@ -368,12 +369,13 @@ impl<'a, B: Kernels> Run<'a, B> {
     }
 
     /// Loss and gradients of a pass, by the number of passes in a step.
-    fn pass(&self, pass: usize, samples: &[Sample]) -> (f32, Option<GradientsParams>) {
+    fn pass(&self, pass: usize, samples: &[Fused]) -> (f32, Option<GradientsParams>) {
         let options = &self.request.options;
         let number = (self.step * options.accumulate + pass) as u64;
         let masks = DropoutStream::new(Rng::new(options.seed).named("dropout").at(number));
         self.passes.gradients(&self.net, samples, |part| {
             let (input, target) = self.tensors::<Autodiff<B>>(part);
+            let input = Tensor::from_inner(input);
             let outputs = self.passes.forward(&self.net, input, Mode::Train(&masks));
             deep_supervised(&outputs, &target) / options.accumulate as f64
         })
@@ -396,26 +398,30 @@ impl<'a, B: Kernels> Run<'a, B> {
         Ok(())
     }
 
-    fn tensors<T: Kernels<Device = B::Device>>(
+    fn tensors<T: Backend<Device = B::Device>>(
         &self,
-        samples: &[Sample],
-    ) -> (Tensor<T, 5>, Target<T>) {
+        samples: &[Fused],
+    ) -> (Tensor<B, 5>, Target<T>) {
         let FusionOptions { patch, classes, .. } = self.request.options.fusion;
         let [d, h, w] = patch;
-        let input = samples
-            .iter()
-            .flat_map(|s| s.input.iter().copied())
-            .collect::<Vec<_>>();
-        let labels = samples
-            .iter()
-            .flat_map(|s| s.label.iter().copied())
-            .collect::<Vec<_>>();
+        let inputs = samples.iter().map(|sample| {
+            let made = |input: &[f32]| {
+                let data = TensorData::new(input.to_vec(), [1, 1, d, h, w]);
+                Tensor::<B, 5>::from_data(data, &self.device)
+            };
+            match (sample, B::patch_maker()) {
+                (Fused::Made(sample), _) => made(&sample.input),
+                (Fused::Drawn(job), Some(maker)) => {
+                    let input = wrap::<B, 3>((maker.fuse)(job, &self.device));
+                    input.reshape([1, 1, d, h, w])
+                }
+                (Fused::Drawn(_), None) => unreachable!("the host makes what no device does"),
+            }
+        });
+        let input = Tensor::cat(inputs.collect(), 0);
+        let labels: Vec<u8> = samples.iter().flat_map(|s| s.label()).copied().collect();
         let known = vec![vec![true; classes]; samples.len()];
-        let data = TensorData::new(input, [samples.len(), 1, d, h, w]);
-        (
-            Tensor::from_data(data, &self.device),
-            Target::new(&labels, patch, &known, &self.device),
-        )
+        (input, Target::new(&labels, patch, &known, &self.device))
     }
 
     /// Draws the validation samples, the same ones in every run with the same seed and scans.
@@ -430,7 +436,9 @@ impl<'a, B: Kernels> Run<'a, B> {
         }
         let seed = Rng::new(request.options.seed).named("validation").at(0);
         let preprocessing = self.description.preprocessing.clone();
-        let mut source = request.source(request.validation.clone(), preprocessing, seed);
+        let on_device = B::patch_maker().is_some();
+        let scans = request.validation.clone();
+        let mut source = request.source(scans, preprocessing, seed, on_device);
         let visits = source.scans.len().min(VALIDATION_SCANS).min(wanted);
         source.layout = Layout {
             visits,
@@ -492,7 +500,7 @@ impl<'a, B: Kernels> Run<'a, B> {
             loss += f64::from(scalar(&deep_supervised(&outputs, &target)));
             let [finest, ..] = outputs;
             found.extend(most_likely(&to_f32(finest.into_data()), classes));
-            wanted.extend(sample.label.iter().map(|class| u16::from(*class)));
+            wanted.extend(sample.label().iter().map(|class| u16::from(*class)));
             if on(PretrainEvent::Between).is_break() {
                 return Ok(ControlFlow::Break(()));
             }

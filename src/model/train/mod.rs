@@ -18,6 +18,7 @@
 //! same weights on one CPU. Patches are made by threads of their own ([`super::background`]); memory follows patch and batch.
 
 mod augment;
+mod batch;
 pub(super) mod checkpoint;
 mod data;
 mod gradients;

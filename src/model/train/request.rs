@@ -243,7 +243,12 @@ impl TrainRequest {
     }
 
     /// Starts the threads that make patches, from patch number `first` on.
-    pub(super) fn pipeline(&self, store: CaseStore, first: u64) -> Background<Sampler> {
+    pub(super) fn pipeline(
+        &self,
+        store: CaseStore,
+        first: u64,
+        on_device: bool,
+    ) -> Background<Sampler> {
         let sampler = Sampler {
             store,
             size: self.model.patch,
@@ -252,6 +257,7 @@ impl TrainRequest {
             augment: self.options.augment,
             mirror: self.model.labels.mirrored(),
             seed: self.options.seed,
+            on_device,
         };
         let threads = self.options.loader_threads();
         let ahead = (2 * self.options.batch).max(threads) as u64;
@@ -271,7 +277,7 @@ pub fn measure_loading(
 ) -> Result<f64, ModelError> {
     let store = request.prepare(&mut Vec::new(), on)?;
     let start = Instant::now();
-    let mut pipeline = request.pipeline(store, 0);
+    let mut pipeline = request.pipeline(store, 0, false);
     for _ in 0..count {
         if pipeline.next(&mut || on(TrainEvent::Between))?.is_break() {
             return Err(ModelError::Stopped);

@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 use burn::backend::Autodiff;
 use burn::module::AutodiffModule;
 use burn::optim::{GradientsParams, Optimizer};
-use burn::tensor::{Tensor, TensorData};
 
+use super::batch;
 use super::checkpoint::{self, Checkpoint};
 use super::data::{CaseNote, TrainCase, load};
 use super::gradients;
@@ -16,7 +16,7 @@ use super::optimiser::{AdamOf, Schedule, adam};
 use super::passes::Passes;
 use super::recent::Recent;
 use super::request::{CheckpointPlan, EndedEarly, TrainEvent, TrainReport, TrainRequest};
-use super::samples::{Sample, Sampler};
+use super::samples::{Patch, Sampler};
 use super::store::StoredCase;
 use super::validate::dice_on;
 use crate::imaging::metrics;
@@ -25,7 +25,7 @@ use crate::model::engine::{Engine, on_engine};
 use crate::model::error::ModelError;
 use crate::model::infer::ready;
 use crate::model::kernels::{Kernels, pages::KeepPages};
-use crate::model::loss::{Target, deep_supervised};
+use crate::model::loss::deep_supervised;
 use crate::model::manifest::{Manifest, write_model};
 use crate::model::pct_net::{DropoutStream, Mode, PctNet};
 use crate::model::precision::{Precision, PrecisionChoice};
@@ -172,14 +172,17 @@ impl<'a, B: Kernels> Trainer<'a, B> {
         if made > 0 && on(TrainEvent::Resumed(made)).is_break() {
             ended = Some(EndedEarly::Stopped);
         }
-        let mut pipeline = self.request.pipeline(store, (made * options.batch) as u64);
+        let first = (made * options.batch) as u64;
+        let mut pipeline = self
+            .request
+            .pipeline(store, first, B::patch_maker().is_some());
         let (started, before) = (Instant::now(), made);
         for step in before..options.steps {
             if ended.is_some() {
                 break;
             }
-            let samples = match self.draw(&mut pipeline, on)? {
-                ControlFlow::Continue(samples) => samples,
+            let patches = match self.draw(&mut pipeline, on)? {
+                ControlFlow::Continue(patches) => patches,
                 ControlFlow::Break(()) => {
                     ended = Some(EndedEarly::Stopped);
                     break;
@@ -193,7 +196,7 @@ impl<'a, B: Kernels> Trainer<'a, B> {
             let cases = pipeline.work().store.cases();
             let outcome = self
                 .passes
-                .watched(|| self.step(step, &samples, cases))
+                .watched(|| self.step(step, patches, cases))
                 .or_else(|reason| self.shrink(reason))?;
             let proven = matches!(outcome, Outcome::Gradients(..));
             if let Some(candidate) = candidate.filter(|_| proven) {
@@ -286,45 +289,38 @@ impl<'a, B: Kernels> Trainer<'a, B> {
         &self,
         pipeline: &mut Background<Sampler>,
         on: &mut dyn FnMut(TrainEvent) -> ControlFlow<()>,
-    ) -> Result<ControlFlow<(), Vec<Sample>>, ModelError> {
-        let mut samples = Vec::with_capacity(self.request.options.batch);
-        while samples.len() < self.request.options.batch {
+    ) -> Result<ControlFlow<(), Vec<Patch>>, ModelError> {
+        let mut patches = Vec::with_capacity(self.request.options.batch);
+        while patches.len() < self.request.options.batch {
             match pipeline.next(&mut || on(TrainEvent::Between))? {
-                ControlFlow::Continue(sample) => samples.push(sample),
+                ControlFlow::Continue(patch) => patches.push(patch),
                 ControlFlow::Break(()) => return Ok(ControlFlow::Break(())),
             }
         }
-        Ok(ControlFlow::Continue(samples))
+        Ok(ControlFlow::Continue(patches))
     }
 
     /// Loss and gradients of one step, clipped, without those of a frozen encoder.
-    fn step(&self, step: usize, samples: &[Sample], cases: &[StoredCase]) -> Outcome {
+    fn step(&self, step: usize, patches: Vec<Patch>, cases: &[StoredCase]) -> Outcome {
         let options = &self.request.options;
-        let size @ [d, h, w] = self.request.model.patch;
+        let size = self.request.model.patch;
+        let named = batch::names(&patches, cases);
+        let inputs = batch::inputs::<B>(patches, cases, size, &self.device);
         let dropout = DropoutStream::new(Rng::new(options.seed).named("dropout").at(step as u64));
-        let (value, grads) = self.passes.gradients(&self.net, samples, |part| {
-            let (mut inputs, mut labels, mut annotated) = (Vec::new(), Vec::new(), Vec::new());
-            for sample in part {
-                inputs.extend_from_slice(&sample.input);
-                labels.extend_from_slice(&sample.labels);
-                annotated.push(cases[sample.case].annotated.clone());
-            }
-            let shape = [part.len(), 1, d, h, w];
-            let input = Tensor::from_data(TensorData::new(inputs, shape), &self.device);
-            let target = Target::<Autodiff<B>>::new(&labels, size, &annotated, &self.device);
+        let (value, grads) = self.passes.gradients(&self.net, &inputs, |part| {
+            let (input, target) = batch::together(part, size, &self.device);
             let mode = Mode::Train(&dropout);
             deep_supervised(&self.passes.forward(&self.net, input, mode), &target)
         });
         let Some(mut grads) = grads else {
-            return Outcome::Failed(format!("the loss is {value} {}", of_cases(samples, cases)));
+            return Outcome::Failed(format!("the loss is {value} {named}"));
         };
         if step < options.freeze_encoder {
             gradients::freeze_encoder(&self.net, &mut grads, self.mode());
         }
         let norm = gradients::norm(&self.net, &grads);
         if !norm.is_finite() {
-            let of = of_cases(samples, cases);
-            return Outcome::Failed(format!("the gradient's norm is {norm} {of}"));
+            return Outcome::Failed(format!("the gradient's norm is {norm} {named}"));
         }
         if options.clip_norm > 0.0 && f64::from(norm) > options.clip_norm {
             let factor = (options.clip_norm / f64::from(norm)) as f32;
@@ -596,17 +592,6 @@ impl<'a, B: Kernels> Trainer<'a, B> {
             waiting,
         })
     }
-}
-
-/// The cases to name when their patches gave no finite numbers: those with a patch that is not finite itself, else all.
-fn of_cases(samples: &[Sample], cases: &[StoredCase]) -> String {
-    let bad = |sample: &&Sample| sample.input.iter().any(|v| !v.is_finite());
-    let mut named: Vec<&Sample> = samples.iter().filter(bad).collect();
-    if named.is_empty() {
-        named = samples.iter().collect();
-    }
-    let names: Vec<&str> = named.iter().map(|s| cases[s.case].name.as_str()).collect();
-    format!("on patches of {}", names.join(", "))
 }
 
 #[cfg(test)]

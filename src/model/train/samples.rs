@@ -2,9 +2,10 @@
 
 use std::io;
 
-use super::augment::{Augment, Spatial};
+use super::augment::{Augment, Spatial, change, exchange};
 use super::store::{CaseStore, Region};
 use crate::model::background::Work;
+use crate::model::kernels::{PatchJob, ValueChanges};
 use crate::rng::Rng;
 
 /// A patch to learn from.
@@ -16,6 +17,37 @@ pub struct Sample {
     pub labels: Vec<u8>,
     /// Number of the case in the store.
     pub case: usize,
+}
+
+/// What a patch will be: everything that was drawn for it, and the voxels that it reads.
+pub struct Drawn {
+    /// Number of the case in the store.
+    case: usize,
+    region: Region,
+    spatial: Spatial,
+    centre: [f64; 3],
+    size: [usize; 3],
+    hu_window: [f32; 2],
+    changes: ValueChanges,
+    mirror: Option<Vec<u8>>,
+}
+
+/// What a training step takes.
+pub enum Patch {
+    /// Made by the host.
+    Made(Sample),
+    /// To be made by the device.
+    Drawn(Box<Drawn>),
+}
+
+impl Patch {
+    /// Number of the case in the store.
+    pub fn case(&self) -> usize {
+        match self {
+            Self::Made(sample) => sample.case,
+            Self::Drawn(drawn) => drawn.case,
+        }
+    }
 }
 
 /// Draws samples.
@@ -34,38 +66,67 @@ pub struct Sampler {
     pub mirror: Option<Vec<u8>>,
     /// Of everything random.
     pub seed: u64,
+    /// The device makes the patches.
+    pub on_device: bool,
 }
 
 impl Sampler {
-    /// Sample number `index`.
-    pub fn sample(&self, index: u64) -> io::Result<Sample> {
+    /// Draws sample number `index`.
+    fn draw(&self, index: u64) -> io::Result<Drawn> {
         let rng = Rng::new(self.seed).named("patches").stream(index);
         let (number, centre) = self
             .store
             .draw(self.size, self.focus, &mut rng.named("place"))?;
         let case = &self.store.cases()[number];
         let spatial = self.augment.spatial(self.size, case.spacing_mm, &rng);
-        let region = case.region(spatial.bounds(centre))?;
-        let (mut input, mut labels) = self.interpolate(&region, &spatial, centre);
-        self.augment
-            .intensity(&mut input, self.size, case.spacing_mm, &rng);
-        let (width, mirror) = (self.size[2], self.mirror.as_deref());
-        self.augment
-            .sides(&mut input, &mut labels, width, mirror, &rng);
-        Ok(Sample {
+        let mirror = self.augment.exchanged(self.mirror.as_deref(), &rng);
+        Ok(Drawn {
+            case: number,
+            region: case.region(spatial.bounds(centre))?,
+            spatial,
+            centre,
+            size: self.size,
+            hu_window: self.hu_window,
+            changes: self.augment.values(case.spacing_mm, &rng),
+            mirror: mirror.map(<[u8]>::to_vec),
+        })
+    }
+}
+
+impl Drawn {
+    /// Makes the patch.
+    pub fn make(&self) -> Sample {
+        let (mut input, mut labels) = self.interpolate();
+        change(&mut input, self.size, &self.changes);
+        if let Some(mirror) = &self.mirror {
+            exchange(&mut input, &mut labels, self.size[2], mirror);
+        }
+        Sample {
             input,
             labels,
-            case: number,
-        })
+            case: self.case,
+        }
+    }
+
+    /// The same for a device.
+    pub fn into_job(self) -> PatchJob {
+        PatchJob {
+            size: self.size,
+            low: self.region.low,
+            shape: self.region.shape,
+            hu: self.region.hu,
+            labels: self.region.labels,
+            centre: self.centre,
+            matrix: self.spatial.matrix(),
+            bend: self.spatial.bend(),
+            hu_window: self.hu_window,
+            changes: self.changes,
+            mirror: self.mirror,
+        }
     }
 
     /// HU linearly between voxels, and the label with the largest linear share; outside of the case there is air.
-    fn interpolate(
-        &self,
-        region: &Region,
-        spatial: &Spatial,
-        centre: [f64; 3],
-    ) -> (Vec<f32>, Vec<u8>) {
+    fn interpolate(&self) -> (Vec<f32>, Vec<u8>) {
         let [d, h, _] = self.size;
         let count = self.size.iter().product();
         let (mut input, mut labels) = (Vec::with_capacity(count), Vec::with_capacity(count));
@@ -74,9 +135,9 @@ impl Sampler {
         let mut row = Vec::new();
         for z in 0..d {
             for y in 0..h {
-                spatial.row(centre, z, y, &mut row);
+                self.spatial.row(self.centre, z, y, &mut row);
                 for position in &row {
-                    let (hu, label) = region.at(*position, low);
+                    let (hu, label) = self.region.at(*position, low);
                     input.push((hu - low) * scale - 1.0);
                     labels.push(label);
                 }
@@ -87,12 +148,16 @@ impl Sampler {
 }
 
 impl Work for Sampler {
-    type Product = Sample;
+    type Product = Patch;
 
-    fn make(&self, index: u64, _stopped: &dyn Fn() -> bool) -> Result<Option<Sample>, String> {
-        self.sample(index).map(Some).map_err(|error| {
+    fn make(&self, index: u64, _stopped: &dyn Fn() -> bool) -> Result<Option<Patch>, String> {
+        let drawn = self.draw(index).map_err(|error| {
             format!("a prepared case cannot be read back ({error}); is the disk full or was its folder removed?")
-        })
+        })?;
+        Ok(Some(match self.on_device {
+            true => Patch::Drawn(Box::new(drawn)),
+            false => Patch::Made(drawn.make()),
+        }))
     }
 }
 

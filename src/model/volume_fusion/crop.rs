@@ -1,14 +1,23 @@
 //! Cutting a patch: random size, place and flips.
 
 use crate::imaging::Volume;
+use crate::model::kernels::Tap;
 use crate::rng::Rng;
 
 /// A patch is cut this many times as large as the sample, per axis, and resized.
 const SCALE: [f64; 2] = [0.7, 1.5];
 
-/// A patch of `out` voxels. The cut is never larger than the scan, so a scan smaller than the patch is stretched to it.
-pub fn cut(scan: &Volume<f32>, out: [usize; 3], rng: &mut Rng) -> Vec<f32> {
-    let shape = scan.geometry.shape();
+/// Where a patch lies in a scan: its box, and for each voxel of the sample what it is interpolated from.
+pub struct Place {
+    /// Per axis the first voxel and their number.
+    pub boxes: [(usize, usize); 3],
+    /// Voxels of the scan.
+    pub taps: [Vec<Tap>; 3],
+}
+
+/// Draws the place of a patch of `out` voxels. The cut is never larger than the scan, so a scan smaller than the patch is
+/// stretched to it.
+pub fn draw(shape: [usize; 3], out: [usize; 3], rng: &mut Rng) -> Place {
     let boxes = [0, 1, 2].map(|axis| {
         let side = (out[axis] as f64 * rng.range(SCALE[0], SCALE[1])) as usize;
         let side = side.clamp(1, shape[axis]);
@@ -22,15 +31,32 @@ pub fn cut(scan: &Volume<f32>, out: [usize; 3], rng: &mut Rng) -> Vec<f32> {
         }
         taps
     });
-    resize(scan, boxes[2], &taps)
+    Place { boxes, taps }
 }
 
-/// Two voxels and the weight of the second.
-#[derive(Clone, Copy)]
-struct Tap {
-    low: usize,
-    high: usize,
-    weight: f32,
+/// The patch at a place.
+pub fn cut(scan: &Volume<f32>, place: &Place) -> Vec<f32> {
+    resize(scan, place.boxes[2], &place.taps)
+}
+
+/// The voxels of a place's box, and the taps counted from its first voxel.
+pub fn take(scan: &Volume<f32>, place: Place) -> ([usize; 3], Vec<f32>, [Vec<Tap>; 3]) {
+    let [_, height, width] = scan.geometry.shape();
+    let [(z, depth), (y, rows), (x, columns)] = place.boxes;
+    let mut values = Vec::with_capacity(depth * rows * columns);
+    for z in z..z + depth {
+        for y in y..y + rows {
+            let row = &scan.voxels[(z * height + y) * width + x..][..columns];
+            values.extend(row.iter().map(|&value| clean(value)));
+        }
+    }
+    let mut taps = place.taps;
+    for (taps, (first, _)) in taps.iter_mut().zip(place.boxes) {
+        for tap in taps {
+            (tap.low, tap.high) = (tap.low - first, tap.high - first);
+        }
+    }
+    ([depth, rows, columns], values, taps)
 }
 
 /// Linear interpolation from `side` voxels to `out` whose first and last voxel centres coincide (the publication's

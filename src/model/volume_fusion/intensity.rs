@@ -14,10 +14,7 @@ const INVERSION: f64 = 0.25;
 /// Maps the patch to [0, 1], piecewise linearly: minimum to 0, a low percentile to 0.1, a high one to 0.9, maximum to 1.
 /// Where both percentiles are one value (a patch of almost only air), that value becomes 0.1.
 pub fn contrast(patch: &mut [f32], rng: &mut Rng) {
-    let percents = [
-        rng.range(LOWER_PERCENT[0], LOWER_PERCENT[1]),
-        rng.range(UPPER_PERCENT[0], UPPER_PERCENT[1]),
-    ];
+    let percents = draw_percents(rng);
     let (min, max) = range(patch);
     let mut scratch = patch.to_vec();
     let [v0, v1] = percents.map(|percent| percentile(&mut scratch, percent));
@@ -39,7 +36,7 @@ pub fn contrast(patch: &mut [f32], rng: &mut Rng) {
 
 /// Bends the values between their minimum and maximum; a constant patch stays.
 pub fn gamma(patch: &mut [f32], rng: &mut Rng) {
-    let gamma = rng.range(GAMMA[0], GAMMA[1]) as f32;
+    let gamma = draw_gamma(rng);
     let (min, max) = range(patch);
     let (min, span) = (min as f32, (max - min) as f32);
     if span > 0.0 {
@@ -47,6 +44,19 @@ pub fn gamma(patch: &mut [f32], rng: &mut Rng) {
             *value = ((*value - min) / span).powf(gamma) * span + min;
         }
     }
+}
+
+/// The percentiles of [`contrast`], in percent.
+pub fn draw_percents(rng: &mut Rng) -> [f64; 2] {
+    [
+        rng.range(LOWER_PERCENT[0], LOWER_PERCENT[1]),
+        rng.range(UPPER_PERCENT[0], UPPER_PERCENT[1]),
+    ]
+}
+
+/// The exponent of [`gamma`].
+pub fn draw_gamma(rng: &mut Rng) -> f32 {
+    rng.range(GAMMA[0], GAMMA[1]) as f32
 }
 
 /// Whether both patches of a pair are inverted: one draw for the two.

@@ -152,7 +152,8 @@ fn cuts_cover_the_whole_scan_and_the_whole_range_of_sizes() {
     let scan = volume([1, 1, side], ramp);
     let (mut least, mut most, mut first, mut last) = (side as f32, 0f32, side as f32, 0f32);
     for seed in 0..3000 {
-        let patch = crop::cut(&scan, [1, 1, out], &mut Rng::new(seed));
+        let place = crop::draw(scan.geometry.shape(), [1, 1, out], &mut Rng::new(seed));
+        let patch = crop::cut(&scan, &place);
         let at = |v: f32| (v + 1.0) / 2.0 * side as f32;
         let (a, b) = (
             at(patch[0]).min(at(patch[out - 1])),
@@ -164,4 +165,47 @@ fn cuts_cover_the_whole_scan_and_the_whole_range_of_sizes() {
     }
     assert_eq!((least, most), (14.0, 29.0), "0.7 to 1.5 times the patch");
     assert!(first < 0.5 && last > side as f32 - 1.5, "{first} {last}");
+}
+
+/// The same drawing, made by a GPU.
+#[cfg(any(feature = "cuda", feature = "vulkan"))]
+#[test]
+fn gpu_fusion_is_that_of_the_host() {
+    use crate::model::kernels::{Gpu, Kernels, gpu_found, wrap};
+    use crate::model::weights::to_f32;
+
+    if !gpu_found() {
+        return;
+    }
+    let maker = Gpu::patch_maker().unwrap();
+    for scheme in SCHEMES {
+        let generator = generator(scheme, [7, 12, 13], 5);
+        let (a, mut b) = (noise([15, 14, 20], 1), noise([6, 30, 9], 2));
+        // Mostly air: percentiles coincide; and what is not a number.
+        b.voxels.iter_mut().step_by(3).for_each(|v| *v = -1.0);
+        b.voxels[100] = f32::NAN;
+        let air = volume([9, 9, 9], vec![-1.0; 729]);
+        for (index, (p1, p2)) in [(&a, &b), (&b, &a), (&a, &air), (&air, &b)]
+            .iter()
+            .enumerate()
+        {
+            let index = index as u64;
+            let host = sample(&generator, p1, p2, index);
+            let pieces = [(p1, true), (p2, false)]
+                .map(|(scan, foreground)| generator.piece(scan, index, foreground, true));
+            let [first, second] = pieces;
+            let Some(Fused::Drawn(job)) = generator.join(index, first, second) else {
+                panic!("it is drawn");
+            };
+            assert_eq!(job.classes, host.label);
+            let input = (maker.fuse)(&job, &Default::default());
+            let input = to_f32(wrap::<Gpu, 3>(input).into_data());
+            for (n, (a, b)) in input.iter().zip(&host.input).enumerate() {
+                assert!(
+                    (a - b).abs() < 1e-4,
+                    "{scheme:?} {index}: {a} and {b} at {n}"
+                );
+            }
+        }
+    }
 }

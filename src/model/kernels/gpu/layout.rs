@@ -54,6 +54,14 @@ pub fn upload<R: CubeRuntime>(like: &CubeTensor<R>, values: &[u32]) -> CubeTenso
     )
 }
 
+/// Numbers of the host on the device of `like`.
+pub fn upload_floats<R: CubeRuntime>(like: &CubeTensor<R>, values: &[f32]) -> CubeTensor<R> {
+    let bits: Vec<u32> = values.iter().map(|value| value.to_bits()).collect();
+    let mut tensor = upload(like, &bits);
+    tensor.dtype = DType::F32;
+    tensor
+}
+
 /// Largest vector that `len` channels divide into.
 pub fn vector_of(len: usize) -> usize {
     match len {

@@ -1,15 +1,18 @@
 //! The trait on top of the kernels.
 
+use burn::tensor::{DType, Shape};
 use burn_cubecl::{
-    BoolElement, CubeBackend, CubeRuntime, FloatElement, IntElement, ops::permute,
+    BoolElement, CubeBackend, CubeRuntime, FloatElement, IntElement,
+    ops::{numeric::empty_device_contiguous_dtype, permute},
     tensor::CubeTensor,
 };
 
 use super::conv3d::{self, Activation};
-use super::{attention, blocks, loss, norm, reduce, rows, windows};
+use super::{attention, blocks, inference, loss, norm, patches, reduce, rows, windows};
 use crate::model::kernels::{
-    AttentionLayout, DeviceMemory, Kernels, NormConvGrads, NormPreluGrads, RowIndex, VoxelLabels,
-    WindowBlend, WindowJob,
+    AttentionLayer, AttentionLayout, ConvLayer, DeviceMemory, Kernels, NormConvGrads,
+    NormPreluGrads, PatchMaker, ReadyAttention, ReadyConv, RowIndex, VoxelLabels, WindowBlend,
+    WindowJob,
 };
 
 impl<R: CubeRuntime, F: FloatElement, I: IntElement, BT: BoolElement> Kernels
@@ -216,4 +219,29 @@ impl<R: CubeRuntime, F: FloatElement, I: IntElement, BT: BoolElement> Kernels
     fn device_memory(device: &R::Device) -> DeviceMemory {
         windows::memory::<R>(device)
     }
+
+    fn patch_maker() -> Option<PatchMaker<Self>> {
+        Some(PatchMaker {
+            make: |job, device| patches::make(job, &anything(device)),
+            fuse: |job, device| patches::fuse(job, &anything(device)),
+        })
+    }
+
+    fn ready_conv(
+        layer: ConvLayer<Self>,
+        sources: &[usize],
+        dtype: DType,
+    ) -> Box<dyn ReadyConv<Self>> {
+        inference::ready_conv(layer, sources, dtype)
+    }
+
+    fn ready_attention(layer: AttentionLayer<Self>, dtype: DType) -> Box<dyn ReadyAttention<Self>> {
+        inference::ready_attention(layer, dtype)
+    }
+}
+
+/// A tensor of the device, for what it is on.
+fn anything<R: CubeRuntime>(device: &R::Device) -> CubeTensor<R> {
+    let client = R::client(device);
+    empty_device_contiguous_dtype(client, device.clone(), Shape::from([1]), DType::F32)
 }

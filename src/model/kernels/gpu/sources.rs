@@ -307,12 +307,10 @@ impl ComputeServer for PaperServer {
     }
 }
 
-/// Every kernel of a pass and a training step of the full network, in each precision, written into the folder that
-/// `FEWLABEL_CUDA_SOURCES` names.
-#[test]
-fn gpu_cuda_sources() {
+/// A pass and a training step of the full network, in each precision; on tensor units and without.
+fn passes() {
     use crate::model::loss::{Target, deep_supervised};
-    use crate::model::pct_net::{DropoutStream, Mode, PctNet, PctNetConfig};
+    use crate::model::pct_net::{DropoutStream, Mode, PctNet, PctNetConfig, Prepared};
     use crate::model::precision::Precision;
     use burn::backend::Autodiff;
     use burn::tensor::Tensor;
@@ -323,23 +321,90 @@ fn gpu_cuda_sources() {
     let device = PaperDevice;
     let known = vec![vec![true; config.class_num]];
     let net = PctNet::<A>::new(&config, 0, &device).unwrap();
+    let served = PctNet::<Paper>::new(&config, 0, &device).unwrap();
     let target = Target::<A>::new(&vec![0; size.iter().product()], size, &known, &device);
+    let shape = [1, 1, size[0], size[1], size[2]];
     for precision in [Precision::F32, Precision::Bf16, Precision::F16] {
-        let input = || Tensor::<A, 5>::zeros([1, 1, size[0], size[1], size[2]], &device);
+        let input = Tensor::<A, 5>::zeros(shape, &device);
         let off = DropoutStream::off();
-        let logits = net.forward_in(input(), Mode::Train(&off), precision);
+        let logits = net.forward_in(input, Mode::Train(&off), precision);
         deep_supervised(&logits, &target).backward();
-        net.forward_finest_in(input(), Mode::Eval, precision);
+        let input = Tensor::<Paper, 5>::zeros(shape, &device);
+        Prepared::new(&served, 1, size, precision).forward(input.clone());
+        served.forward_finest(input.cast(precision.dtype()), Mode::Eval);
     }
-    <Paper as burn::tensor::backend::Backend>::sync(&device).unwrap();
+}
+
+/// Patches of training with everything that can be done to them.
+fn patches() {
+    use crate::model::kernels::{Bend, Cut, FusionJob, Kernels, PatchJob, Tap, ValueChanges};
+
+    let Some(maker) = Paper::patch_maker() else {
+        panic!("GPUs make patches")
+    };
+    let job = PatchJob {
+        size: [4; 3],
+        low: [0; 3],
+        shape: [4; 3],
+        hu: vec![0; 64],
+        labels: vec![0; 64],
+        centre: [1.5; 3],
+        matrix: [[1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0]],
+        bend: Some(Bend {
+            planes: [0; 3].map(|_| vec![0.0; 64]),
+            step_z: 0.1,
+        }),
+        hu_window: [-200.0, 300.0],
+        changes: ValueChanges {
+            gamma: Some(1.1),
+            contrast: Some(1.1),
+            brightness: Some(0.1),
+            low_resolution: Some([2.0; 3]),
+            blur: Some([1.0; 3]),
+            noise: Some((0.1, crate::rng::Rng::new(1))),
+        },
+        mirror: Some(vec![0]),
+    };
+    (maker.make)(&job, &PaperDevice);
+    let tap = Tap {
+        low: 0,
+        high: 1,
+        weight: 0.5,
+    };
+    let cut = Cut {
+        shape: [4; 3],
+        values: vec![0.0; 64],
+        taps: [0; 3].map(|_| vec![tap; 4]),
+        percents: [1.0, 99.0],
+        gamma: 1.1,
+    };
+    let job = FusionJob {
+        size: [4; 3],
+        cuts: [cut.clone(), cut],
+        inverted: false,
+        classes: vec![0; 64],
+        highest: 4,
+    };
+    (maker.fuse)(&job, &PaperDevice);
+}
+
+/// Every kernel of inference and training written into the folder that `FEWLABEL_CUDA_SOURCES` names.
+#[test]
+fn gpu_cuda_sources() {
+    passes();
+    super::tiles::emulation::without(passes);
+    patches();
+    <Paper as burn::tensor::backend::Backend>::sync(&PaperDevice).unwrap();
     let written = WRITTEN.lock().unwrap();
     println!("{} kernels written", written.len());
     assert!(written.len() > 50);
-    assert!(
-        written
-            .values()
-            .any(|source| source.contains("__nv_bfloat16"))
-    );
+    let of_tensor_units = |element: &str| {
+        let factor = format!("matrix_a, 16, 16, {element}");
+        written.values().any(|source| source.contains(&factor))
+    };
+    assert!(of_tensor_units("16, __nv_bfloat16"));
+    assert!(of_tensor_units("16, __half"));
+    assert!(of_tensor_units("8, nvcuda::wmma::precision::tf32"));
     if let Some(folder) = std::env::var_os("FEWLABEL_CUDA_SOURCES") {
         std::fs::create_dir_all(&folder).unwrap();
         for (number, (name, source)) in written.iter().enumerate() {

@@ -1,6 +1,8 @@
 //! Every kernel against the plain version on the CPU, on whatever Vulkan device there is (Mesa's lavapipe will do), or in a
 //! build for CUDA alone on the first NVIDIA GPU.
 
+mod tiles;
+
 use burn::tensor::{DType, Tensor, TensorData, ops::FloatTensor};
 use burn_flex::Flex;
 
@@ -23,7 +25,7 @@ type C = FloatTensor<Flex>;
 type G = FloatTensor<Vulkan>;
 
 /// Whether a device for the tests is there; says so when it is not.
-pub(crate) fn vulkan() -> bool {
+pub(crate) fn gpu_found() -> bool {
     static FOUND: std::sync::OnceLock<bool> = std::sync::OnceLock::new();
     let found = *FOUND.get_or_init(|| {
         #[cfg(not(feature = "vulkan"))]
@@ -91,7 +93,7 @@ fn same<const D: usize>(ours: G, want: C) {
 
 #[test]
 fn gpu_convolution() {
-    if !vulkan() {
+    if !gpu_found() {
         return;
     }
     // Through both kernels (few or odd inputs, multiples of eight), more columns than a tile, odd sides.
@@ -133,7 +135,7 @@ fn gpu_convolution() {
 
 #[test]
 fn gpu_normalisation() {
-    if !vulkan() {
+    if !gpu_found() {
         return;
     }
     for (channels, output, kernel, slope) in [
@@ -237,7 +239,7 @@ fn gpu_normalisation() {
 
 #[test]
 fn gpu_statistics_of_many_voxels_far_from_zero() {
-    if !vulkan() {
+    if !gpu_found() {
         return;
     }
     let shape = [1, 5, 16, 24, 20];
@@ -258,7 +260,7 @@ fn gpu_statistics_of_many_voxels_far_from_zero() {
 
 #[test]
 fn gpu_pools_and_blocks() {
-    if !vulkan() {
+    if !gpu_found() {
         return;
     }
     for (depth, channels) in [(true, 3), (false, 8)] {
@@ -288,7 +290,7 @@ fn gpu_pools_and_blocks() {
 
 #[test]
 fn gpu_rows() {
-    if !vulkan() {
+    if !gpu_found() {
         return;
     }
     for channels in [10, 36] {
@@ -341,7 +343,7 @@ fn gpu_rows() {
 
 #[test]
 fn gpu_attention() {
-    if !vulkan() {
+    if !gpu_found() {
         return;
     }
     for (windows, tokens, heads, dim) in [(4, 27, 2, 5), (2, 64, 1, 16), (2, 300, 1, 8)] {
@@ -376,7 +378,7 @@ fn gpu_attention() {
 
 #[test]
 fn gpu_loss() {
-    if !vulkan() {
+    if !gpu_found() {
         return;
     }
     for (size, factors) in [
@@ -403,4 +405,27 @@ fn gpu_loss() {
     };
     let logits = gpu::<5>(&random(1, [1, 2, 2, 2, 2]));
     assert!(Vulkan::dice_cross_entropy(logits, &labels).is_none());
+}
+
+/// Values that every format holds exactly, with products and short sums that float32 does too.
+fn quarters<const D: usize>(stream: u64, shape: [usize; D]) -> C {
+    raw((wrap::<Flex, D>(random(stream, shape)) * 2.0)
+        .round()
+        .clamp(-8.0, 8.0)
+        * 0.25)
+}
+
+/// Distance of `ours` to `want`, relative to its norm.
+fn away<const D: usize>(ours: G, want: C) -> f32 {
+    let (ours, want) = (wrap::<Vulkan, D>(ours), wrap::<Flex, D>(want));
+    assert_eq!(ours.dims(), want.dims());
+    let (ours, want) = (
+        to_f32(ours.cast(DType::F32).into_data()),
+        to_f32(want.into_data()),
+    );
+    let norm = |values: &mut dyn Iterator<Item = f32>| {
+        values.map(|v| f64::from(v).powi(2)).sum::<f64>().sqrt()
+    };
+    let difference = norm(&mut ours.iter().zip(&want).map(|(a, b)| a - b));
+    (difference / norm(&mut want.iter().copied())) as f32
 }

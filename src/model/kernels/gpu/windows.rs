@@ -13,7 +13,7 @@ use burn_cubecl::{
 };
 use cubecl::prelude::*;
 
-use super::layout::{channels_last, empty, feature_map, over, upload};
+use super::layout::{channels_last, empty, feature_map, over, upload, upload_floats};
 use crate::model::kernels::{DeviceMemory, WindowBlend, WindowJob, windows::band_of};
 
 /// Labels in one word: one byte each.
@@ -241,20 +241,18 @@ pub fn blend<R: CubeRuntime, F: FloatElement, I: IntElement, BT: BoolElement>(
     let nodes: Vec<u32> = axes()
         .flat_map(|(low, high, _)| [*low as u32, *high as u32])
         .collect();
-    let shares: Vec<u32> = axes().map(|(_, _, share)| share.to_bits()).collect();
+    let shares: Vec<f32> = axes().map(|(_, _, share)| *share).collect();
     let partner: Vec<u32> = match job.mirror {
         Some(mirror) => mirror.iter().map(|class| u32::from(*class)).collect(),
         None => vec![0],
     };
-    let mut shares = upload(&scan, &shares);
-    shares.dtype = DType::F32;
     Box::new(Band {
         weights: into_contiguous(job.weights),
         sums: empty(&scan, [band * height * width * job.classes], DType::F32),
         totals: empty(&scan, [band * height * width], DType::F32),
         partner: upload(&scan, &partner),
         nodes: upload(&scan, &nodes),
-        shares,
+        shares: upload_floats(&scan, &shares),
         out: empty(&scan, [output[0] * words], DType::U32),
         scan,
         grid: job.grid,

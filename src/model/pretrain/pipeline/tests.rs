@@ -2,7 +2,7 @@ use super::*;
 use crate::imaging::phantom::{PhantomOptions, torso};
 use crate::imaging::{LabelFormat, write_scan};
 use crate::model::manifest::Preprocessing;
-use crate::model::volume_fusion::FusionOptions;
+use crate::model::volume_fusion::{FusionOptions, Sample};
 use std::path::Path;
 
 fn folder(count: u64) -> tempfile::TempDir {
@@ -39,12 +39,14 @@ fn source(dir: &Path, scheme: Scheme) -> Source {
             samples: 2,
         },
         seed: 3,
+        on_device: false,
     }
 }
 
 fn draw(pipeline: &mut Pipeline, count: usize) -> Vec<Sample> {
     let mut next = || match pipeline.next(&mut || ControlFlow::Continue(())).unwrap() {
-        ControlFlow::Continue(sample) => sample,
+        ControlFlow::Continue(Fused::Made(sample)) => sample,
+        ControlFlow::Continue(Fused::Drawn(_)) => panic!("the host makes them"),
         ControlFlow::Break(()) => panic!("nobody stops it"),
     };
     (0..count).map(|_| next()).collect()

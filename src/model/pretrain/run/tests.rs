@@ -215,7 +215,12 @@ fn pretraining_and_inference_map_hounsfield_units_alike() {
     assert_eq!(manifest.preprocessing, preprocessing);
 
     let path = &request.scans[0].path;
-    let source = request.source(request.scans.clone(), manifest.preprocessing.clone(), 1);
+    let source = request.source(
+        request.scans.clone(),
+        manifest.preprocessing.clone(),
+        1,
+        false,
+    );
     let (learned, _) = source.reading.read(path).unwrap();
     let scan = read(path);
     let turned = orientation::to_lps(&scan.geometry).apply(&scan);

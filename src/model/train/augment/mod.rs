@@ -5,5 +5,5 @@ mod intensity;
 mod recipe;
 mod spatial;
 
-pub use recipe::Augment;
+pub use recipe::{Augment, change, exchange};
 pub use spatial::Spatial;

@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use super::intensity;
 use super::spatial::{self, Spatial};
+use crate::model::kernels::ValueChanges;
 use crate::rng::Rng;
 
 /// How much patches are changed.
@@ -107,62 +108,79 @@ impl Augment {
         Spatial::new(size, spacing_mm, &millimetres, deviation_mm, &mut elastic)
     }
 
-    /// Changes the values of a patch.
-    pub fn intensity(self, input: &mut [f32], size: [usize; 3], spacing_mm: [f64; 3], rng: &Rng) {
-        let Some(recipe) = self.recipe() else { return };
-        if let Some(exponent) = factor_of(recipe.gamma, &mut rng.named("gamma")) {
-            intensity::gamma(input, exponent as f32);
-        }
-        if let Some(factor) = factor_of(recipe.contrast, &mut rng.named("contrast")) {
-            intensity::contrast(input, factor as f32);
-        }
+    /// Draws what is done to the values of a patch.
+    pub fn values(self, spacing_mm: [f64; 3], rng: &Rng) -> ValueChanges {
+        let mut changes = ValueChanges::default();
+        let Some(recipe) = self.recipe() else {
+            return changes;
+        };
+        let factor = |odds, name| factor_of(odds, &mut rng.named(name)).map(|v| v as f32);
+        changes.gamma = factor(recipe.gamma, "gamma");
+        changes.contrast = factor(recipe.contrast, "contrast");
         let draw = &mut rng.named("brightness");
         if draw.chance(recipe.brightness.0) {
             let shift = draw.range(-recipe.brightness.1, recipe.brightness.1);
-            intensity::brightness(input, shift as f32);
+            changes.brightness = Some(shift as f32);
         }
         let draw = &mut rng.named("low resolution");
         if draw.chance(recipe.low_resolution.0) {
             let factors = [0; 3].map(|_| draw.range(1.0, recipe.low_resolution.1));
-            intensity::low_resolution(input, size, factors);
+            changes.low_resolution = Some(factors);
         }
         let draw = &mut rng.named("blur");
         if draw.chance(recipe.blur.0) {
             let sigma_mm = draw.range(0.0, recipe.blur.1);
-            intensity::blur(input, size, spacing_mm.map(|mm| sigma_mm / mm));
+            changes.blur = Some(spacing_mm.map(|mm| sigma_mm / mm));
         }
         let draw = &mut rng.named("noise");
         if draw.chance(recipe.noise.0) {
             let sigma = draw.range(0.0, recipe.noise.1);
-            intensity::noise(input, sigma, draw);
+            changes.noise = Some((sigma, draw.clone()));
         }
+        changes
     }
 
-    /// Exchanges left and right with probability one half. `mirror[value]` is the label of the structure on the other side,
-    /// so that a mirrored left kidney is a right kidney; without a table nothing is mirrored.
+    /// Whether left and right are exchanged, with probability one half: the table by which, `mirror[value]` being the label
+    /// of the structure on the other side, so that a mirrored left kidney is a right kidney; without a table nothing is
+    /// mirrored.
     ///
     /// Only this axis: scans are always in LPS order here, so a patient is never upside down.
-    pub fn sides(
-        self,
-        input: &mut [f32],
-        labels: &mut [u8],
-        width: usize,
-        mirror: Option<&[u8]>,
-        rng: &Rng,
-    ) -> bool {
-        let Some(mirror) = mirror.filter(|_| self != Self::None && rng.named("sides").chance(0.5))
-        else {
-            return false;
-        };
-        input.chunks_exact_mut(width).for_each(<[f32]>::reverse);
-        labels.chunks_exact_mut(width).for_each(|row| {
-            row.reverse();
-            for label in row {
-                *label = mirror[usize::from(*label)];
-            }
-        });
-        true
+    pub fn exchanged<'a>(self, mirror: Option<&'a [u8]>, rng: &Rng) -> Option<&'a [u8]> {
+        mirror.filter(|_| self != Self::None && rng.named("sides").chance(0.5))
     }
+}
+
+/// Makes the changes of the values of a patch.
+pub fn change(input: &mut [f32], size: [usize; 3], changes: &ValueChanges) {
+    if let Some(exponent) = changes.gamma {
+        intensity::gamma(input, exponent);
+    }
+    if let Some(factor) = changes.contrast {
+        intensity::contrast(input, factor);
+    }
+    if let Some(shift) = changes.brightness {
+        intensity::brightness(input, shift);
+    }
+    if let Some(factors) = changes.low_resolution {
+        intensity::low_resolution(input, size, factors);
+    }
+    if let Some(sigma) = changes.blur {
+        intensity::blur(input, size, sigma);
+    }
+    if let Some((sigma, rng)) = &changes.noise {
+        intensity::noise(input, *sigma, &mut rng.clone());
+    }
+}
+
+/// Exchanges left and right of rows of `width` voxels, and the labels of both sides.
+pub fn exchange(input: &mut [f32], labels: &mut [u8], width: usize, mirror: &[u8]) {
+    input.chunks_exact_mut(width).for_each(<[f32]>::reverse);
+    labels.chunks_exact_mut(width).for_each(|row| {
+        row.reverse();
+        for label in row {
+            *label = mirror[usize::from(*label)];
+        }
+    });
 }
 
 /// A factor, if there is to be one.
@@ -180,8 +198,11 @@ mod tests {
     fn mirroring_exchanges_the_sides() {
         let run = |seed, mirror: Option<&[u8]>| {
             let (mut input, mut labels) = (vec![1.0, 2.0, 3.0], vec![1, 0, 3]);
-            let done = Augment::Light.sides(&mut input, &mut labels, 3, mirror, &Rng::new(seed));
-            (done, input, labels)
+            let table = Augment::Light.exchanged(mirror, &Rng::new(seed));
+            if let Some(table) = table {
+                exchange(&mut input, &mut labels, 3, table);
+            }
+            (table.is_some(), input, labels)
         };
         let (mut mirrored, count) = (0, 400);
         for seed in 0..count {
@@ -200,10 +221,12 @@ mod tests {
     fn without_augmentation_nothing_changes() {
         for seed in 0..20 {
             let rng = Rng::new(seed);
-            let (mut input, mut labels) = (vec![0.1, 0.2, 0.3], vec![1, 2, 0]);
-            Augment::None.intensity(&mut input, [1, 1, 3], [1.0; 3], &rng);
-            Augment::None.sides(&mut input, &mut labels, 3, Some(&[0, 2, 1]), &rng);
-            assert_eq!((input, labels), (vec![0.1, 0.2, 0.3], vec![1, 2, 0]));
+            let mut input = vec![0.1, 0.2, 0.3];
+            let changes = Augment::None.values([1.0; 3], &rng);
+            change(&mut input, [1, 1, 3], &changes);
+            assert_eq!(input, [0.1, 0.2, 0.3]);
+            assert_eq!(changes, ValueChanges::default());
+            assert_eq!(Augment::None.exchanged(Some(&[0, 2, 1]), &rng), None);
             let spatial = Augment::None.spatial([1, 1, 3], [1.0; 3], &rng);
             let mut row = Vec::new();
             spatial.row([5.0; 3], 0, 0, &mut row);
@@ -216,7 +239,8 @@ mod tests {
         let size = [4, 8, 8];
         let run = |augment: Augment, seed| {
             let mut input: Vec<f32> = (0..256).map(|i| i as f32 / 128.0 - 1.0).collect();
-            augment.intensity(&mut input, size, [2.0, 1.0, 1.0], &Rng::new(seed));
+            let changes = augment.values([2.0, 1.0, 1.0], &Rng::new(seed));
+            change(&mut input, size, &changes);
             input
         };
         for augment in [Augment::Light, Augment::Full] {

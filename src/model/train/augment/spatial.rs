@@ -1,5 +1,6 @@
 //! Where the voxels of a training patch come from: one interpolation, whatever was turned, stretched and bent.
 
+use crate::model::kernels::Bend;
 use crate::rng::Rng;
 
 /// Distance of the control points of a deformation.
@@ -72,6 +73,19 @@ impl Spatial {
             elastic,
             size,
         }
+    }
+
+    /// From an offset to the patch's centre to an offset in the case, in voxels.
+    pub fn matrix(&self) -> Matrix {
+        self.matrix
+    }
+
+    /// The smooth deformation, if there is one, in voxels of the patch.
+    pub fn bend(&self) -> Option<Bend> {
+        self.elastic.as_ref().map(|elastic| Bend {
+            planes: elastic.planes.clone(),
+            step_z: elastic.step_z,
+        })
     }
 
     fn half(&self) -> [f64; 3] {

@@ -1,3 +1,4 @@
+use super::super::samples::Sample;
 use super::*;
 use crate::model::manifest::{Lineage, ModelDescription, Preprocessing};
 use crate::model::pct_net::PctNetConfig;
@@ -33,13 +34,13 @@ fn request(ema: Option<f64>) -> TrainRequest {
     }
 }
 
-fn sample(value: f32) -> Sample {
+fn patches(value: f32) -> Vec<Patch> {
     let voxels = PATCH.iter().product();
-    Sample {
+    vec![Patch::Made(Sample {
         input: (0..voxels).map(|n| value * (n % 7) as f32 / 7.0).collect(),
         labels: (0..voxels).map(|n| u8::from(n % 5 == 0)).collect(),
         case: 0,
-    }
+    })]
 }
 
 #[test]
@@ -56,7 +57,7 @@ fn numbers_that_are_not_finite_lead_back_to_the_last_good_state() {
     let mut heard = Vec::new();
     for step in 1..=3 {
         // An ordinary step moves the weights, then a patch spoils everything.
-        match trainer.step(step, &[sample(1.0)], &cases) {
+        match trainer.step(step, patches(1.0), &cases) {
             Outcome::Gradients(loss, grads) => {
                 assert!(loss.is_finite());
                 let net = trainer.net.clone();
@@ -66,7 +67,7 @@ fn numbers_that_are_not_finite_lead_back_to_the_last_good_state() {
         }
         let moved = trainer.state(step);
         assert!(moved.tensors != weights);
-        let Outcome::Failed(reason) = trainer.step(step, &[sample(f32::NAN)], &cases) else {
+        let Outcome::Failed(reason) = trainer.step(step, patches(f32::NAN), &cases) else {
             panic!("a patch that is not finite gives no gradients");
         };
         assert!(reason.contains("on patches of p1"), "{reason}");
@@ -106,7 +107,7 @@ fn clipping_bounds_the_gradient_and_a_frozen_encoder_has_none() {
     let cases = [StoredCase::named("p1", 2)];
     let norm = |request: &TrainRequest| {
         let trainer = Trainer::<Flex>::new(request, None, Engine::Cpu, Default::default()).unwrap();
-        match trainer.step(0, &[sample(1.0)], &cases) {
+        match trainer.step(0, patches(1.0), &cases) {
             Outcome::Gradients(_, grads) => (gradients::norm(&trainer.net, &grads), grads.len()),
             Outcome::Failed(reason) | Outcome::Device(reason) => panic!("{reason}"),
         }

@@ -12,6 +12,13 @@ use std::ops::ControlFlow;
 
 const CLASSES: usize = 7;
 
+impl Sampler {
+    /// Sample number `index`, made by the host.
+    fn sample(&self, index: u64) -> io::Result<Sample> {
+        self.draw(index).map(|drawn| drawn.make())
+    }
+}
+
 fn case(
     dir: &Path,
     name: &str,
@@ -65,6 +72,7 @@ fn sampler(dir: &Path, cases: &[TrainCase], augment: Augment, size: [usize; 3]) 
         augment,
         mirror: Some(vec![0, 1, 2, 4, 3, 5, 6]),
         seed: 3,
+        on_device: false,
     }
 }
 
@@ -112,7 +120,8 @@ fn a_sample_depends_on_its_number_alone() {
         let mut pipeline = Background::start(make(), threads, 3, first);
         for wanted in &expected[first as usize..] {
             match pipeline.next(&mut || ControlFlow::Continue(())).unwrap() {
-                ControlFlow::Continue(sample) => assert!(sample == *wanted),
+                ControlFlow::Continue(Patch::Made(sample)) => assert!(sample == *wanted),
+                ControlFlow::Continue(Patch::Drawn(_)) => panic!("the host makes them"),
                 ControlFlow::Break(()) => panic!("nobody stops it"),
             }
         }
@@ -193,7 +202,8 @@ fn mirrored_samples_exchange_the_pairs() {
     for (n, plain) in plain.iter().enumerate() {
         let rng = Rng::new(3).named("patches").stream(n as u64);
         let (mut input, mut labels) = (plain.input.clone(), plain.labels.clone());
-        if Augment::Light.sides(&mut input, &mut labels, 16, Some(&mirror), &rng) {
+        if let Some(table) = Augment::Light.exchanged(Some(&mirror), &rng) {
+            exchange(&mut input, &mut labels, 16, table);
             exchanged += 1;
             for (row, old) in labels.chunks(16).zip(plain.labels.chunks(16)) {
                 for (label, old) in row.iter().zip(old.iter().rev()) {
@@ -257,8 +267,17 @@ fn a_turned_patch_shows_the_same_structure_with_its_label() {
             .unwrap();
         let case = &store.cases()[number];
         let spatial = Augment::Full.spatial(sampler.size, case.spacing_mm, &rng);
-        let region = case.region(spatial.bounds(centre)).unwrap();
-        let (input, labels) = sampler.interpolate(&region, &spatial, centre);
+        let drawn = Drawn {
+            case: number,
+            region: case.region(spatial.bounds(centre)).unwrap(),
+            spatial,
+            centre,
+            size: sampler.size,
+            hu_window: sampler.hu_window,
+            changes: ValueChanges::default(),
+            mirror: None,
+        };
+        let (input, labels) = drawn.interpolate();
         for (value, label) in input.iter().zip(labels) {
             let hu = (value + 1.0) * 500.0 - 300.0;
             // Half of the brightness is half of the votes; outside of the case both are nothing.
@@ -267,4 +286,58 @@ fn a_turned_patch_shows_the_same_structure_with_its_label() {
             }
         }
     }
+}
+
+/// The same drawing, made by a GPU.
+#[cfg(any(feature = "cuda", feature = "vulkan"))]
+#[test]
+fn gpu_patches_are_those_of_the_host() {
+    use crate::model::kernels::{Gpu, Kernels, gpu_found, wrap};
+    use crate::model::weights::to_f32;
+
+    if !gpu_found() {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let cases = phantoms(dir.path(), 2);
+    // Sides that no word and no group of units divides.
+    let sampler = sampler(dir.path(), &cases, Augment::Full, [7, 18, 21]);
+    let (mut kinds, mut others, mut voxels) = ([0; 8], 0, 0);
+    for index in 0..40 {
+        let drawn = sampler.draw(index).unwrap();
+        let changes = &drawn.changes;
+        let there = [
+            drawn.spatial.bend().is_some(),
+            changes.gamma.is_some(),
+            changes.contrast.is_some(),
+            changes.brightness.is_some(),
+            changes.low_resolution.is_some(),
+            changes.blur.is_some(),
+            changes.noise.is_some(),
+            drawn.mirror.is_some(),
+        ];
+        for (kind, there) in kinds.iter_mut().zip(there) {
+            *kind += usize::from(there);
+        }
+        let host = drawn.make();
+        let maker = Gpu::patch_maker().unwrap();
+        let (values, labels) = (maker.make)(&drawn.into_job(), &Default::default());
+        let values = to_f32(wrap::<Gpu, 3>(values).into_data());
+        assert_eq!(
+            (values.len(), labels.len()),
+            (host.input.len(), host.labels.len())
+        );
+        for (a, b) in values.iter().zip(&host.input) {
+            assert!((a - b).abs() <= 1e-3, "patch {index}: {a} and {b}");
+        }
+        // Where two labels have the same share, rounding decides.
+        others += labels
+            .iter()
+            .zip(&host.labels)
+            .filter(|(a, b)| a != b)
+            .count();
+        voxels += labels.len();
+    }
+    assert!(kinds.iter().all(|&count| count > 2), "{kinds:?}");
+    assert!(others * 1000 <= voxels, "{others} labels of {voxels}");
 }

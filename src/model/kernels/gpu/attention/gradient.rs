@@ -6,6 +6,8 @@ use burn_cubecl::{CubeRuntime, kernel::into_contiguous, ops::permute, tensor::Cu
 use cubecl::prelude::*;
 
 use super::super::layout::{cubes, empty, full, over, sides};
+use super::tiled::{OTHERS, Tiles};
+use super::tiled_gradient::{tiled_bias_grad_kernel, tiled_side_grad_kernel};
 use super::{Call, Sizes, TILE, lanes_sum, load_tile, place, result_place, score_terms};
 use crate::model::kernels::AttentionLayout;
 
@@ -296,73 +298,184 @@ pub fn window_attention_grad<R: CubeRuntime>(
         dtype.into(),
     );
 
-    let qkv_grad = empty(&grad, sides::<R, 3>(&call.qkv), dtype);
-    let dim = CubeDim::new_1d(sizes.units as u32);
-    let count = cubes(&grad, call.cubes(), dim);
-    // SAFETY: as for the forward kernel; the three kinds of gradient are written to places of their own.
-    unsafe {
-        query_grad_kernel::launch_unchecked(
-            &client,
-            count.clone(),
-            dim,
-            call.vector,
-            call.qkv.clone().into_tensor_arg(),
-            into_contiguous(permute(bias.clone(), &[0, 2, 1])).into_tensor_arg(),
-            call.regions.clone().into_tensor_arg(),
-            grad.clone().into_tensor_arg(),
-            log_sums.clone().into_tensor_arg(),
-            along.clone().into_tensor_arg(),
-            qkv_grad.clone().into_tensor_arg(),
-            call.cubes(),
-            call.per_sample,
-            call.scale,
-            sizes,
-            dtype.into(),
-        );
-        key_grad_kernel::launch_unchecked(
-            &client,
-            count,
-            dim,
-            call.vector,
-            call.qkv.clone().into_tensor_arg(),
-            bias.clone().into_tensor_arg(),
-            call.regions.clone().into_tensor_arg(),
-            grad.clone().into_tensor_arg(),
-            log_sums.clone().into_tensor_arg(),
-            along.clone().into_tensor_arg(),
-            qkv_grad.clone().into_tensor_arg(),
-            call.cubes(),
-            call.per_sample,
-            call.scale,
-            sizes,
-            dtype.into(),
-        );
+    let rest = Rest {
+        call,
+        bias,
+        grad,
+        log_sums,
+        along,
+    };
+    match rest.call.tiles(2) {
+        Some(tiles) => rest.tiled(tiles),
+        None => rest.plain(),
+    }
+}
+
+/// What the gradients are made of.
+struct Rest<R: CubeRuntime> {
+    call: Call<R>,
+    /// `[heads, query, key]`.
+    bias: CubeTensor<R>,
+    grad: CubeTensor<R>,
+    log_sums: CubeTensor<R>,
+    along: CubeTensor<R>,
+}
+
+impl<R: CubeRuntime> Rest<R> {
+    fn plain(self) -> [CubeTensor<R>; 2] {
+        let Self {
+            call,
+            bias,
+            grad,
+            log_sums,
+            along,
+        } = self;
+        let (sizes, dtype, client) = (call.sizes, call.qkv.dtype, grad.client.clone());
+        let qkv_grad = empty(&grad, sides::<R, 3>(&call.qkv), dtype);
+        let dim = CubeDim::new_1d(sizes.units as u32);
+        let count = cubes(&grad, call.cubes(), dim);
+        // SAFETY: as for the forward kernel; the three kinds of gradient are written to places of their own.
+        unsafe {
+            query_grad_kernel::launch_unchecked(
+                &client,
+                count.clone(),
+                dim,
+                call.vector,
+                call.qkv.clone().into_tensor_arg(),
+                into_contiguous(permute(bias.clone(), &[0, 2, 1])).into_tensor_arg(),
+                call.regions.clone().into_tensor_arg(),
+                grad.clone().into_tensor_arg(),
+                log_sums.clone().into_tensor_arg(),
+                along.clone().into_tensor_arg(),
+                qkv_grad.clone().into_tensor_arg(),
+                call.cubes(),
+                call.per_sample,
+                call.scale,
+                sizes,
+                dtype.into(),
+            );
+            key_grad_kernel::launch_unchecked(
+                &client,
+                count,
+                dim,
+                call.vector,
+                call.qkv.clone().into_tensor_arg(),
+                bias.clone().into_tensor_arg(),
+                call.regions.clone().into_tensor_arg(),
+                grad.clone().into_tensor_arg(),
+                log_sums.clone().into_tensor_arg(),
+                along.clone().into_tensor_arg(),
+                qkv_grad.clone().into_tensor_arg(),
+                call.cubes(),
+                call.per_sample,
+                call.scale,
+                sizes,
+                dtype.into(),
+            );
+        }
+
+        let bias_grad = empty(&grad, [sizes.heads, sizes.tokens, sizes.tokens], DType::F32);
+        let dim = CubeDim::new_2d(SIDE as u32, SIDE as u32);
+        let tiles = sizes.heads * sizes.tokens.div_ceil(SIDE).pow(2);
+        // SAFETY: tokens are clamped to the window before they index, and only pairs of the window are written.
+        unsafe {
+            bias_grad_kernel::launch_unchecked(
+                &client,
+                cubes(&grad, tiles, dim),
+                dim,
+                call.vector,
+                call.qkv.into_tensor_arg(),
+                bias.into_tensor_arg(),
+                call.regions.into_tensor_arg(),
+                grad.into_tensor_arg(),
+                log_sums.into_tensor_arg(),
+                along.into_tensor_arg(),
+                bias_grad.clone().into_tensor_arg(),
+                tiles,
+                call.windows,
+                call.per_sample,
+                call.scale,
+                sizes,
+                dtype.into(),
+            );
+        }
+        [qkv_grad, bias_grad]
     }
 
-    let bias_grad = empty(&grad, [sizes.heads, sizes.tokens, sizes.tokens], DType::F32);
-    let dim = CubeDim::new_2d(SIDE as u32, SIDE as u32);
-    let tiles = sizes.heads * sizes.tokens.div_ceil(SIDE).pow(2);
-    // SAFETY: tokens are clamped to the window before they index, and only pairs of the window are written.
-    unsafe {
-        bias_grad_kernel::launch_unchecked(
-            &client,
-            cubes(&grad, tiles, dim),
-            dim,
-            call.vector,
-            call.qkv.into_tensor_arg(),
-            bias.into_tensor_arg(),
-            call.regions.into_tensor_arg(),
-            grad.into_tensor_arg(),
-            log_sums.into_tensor_arg(),
-            along.into_tensor_arg(),
-            bias_grad.clone().into_tensor_arg(),
-            tiles,
-            call.windows,
-            call.per_sample,
-            call.scale,
-            sizes,
-            dtype.into(),
-        );
+    fn tiled(self, tiles: Tiles) -> [CubeTensor<R>; 2] {
+        let Self {
+            call,
+            bias,
+            grad,
+            log_sums,
+            along,
+        } = self;
+        let (dtype, client) = (call.qkv.dtype, grad.client.clone());
+        let types = [dtype.into(), tiles.by.storage()];
+        let qkv_grad = empty(&grad, sides::<R, 3>(&call.qkv), dtype);
+        let dim = CubeDim::new_1d(tiles.units() as u32);
+        let count = tiles.cubes(call.windows);
+        for keys in [false, true] {
+            let bias = if keys {
+                into_contiguous(permute(bias.clone(), &[0, 2, 1]))
+            } else {
+                bias.clone()
+            };
+            // SAFETY: cubes behind the last return at once; tokens are clamped to the window or replaced by zeros before
+            // they index, and each kind of gradient is written to places of its own, of tokens of the window alone.
+            unsafe {
+                tiled_side_grad_kernel::launch_unchecked(
+                    &client,
+                    cubes(&grad, count, dim),
+                    dim,
+                    tiles.vector,
+                    call.qkv.clone().into_tensor_arg(),
+                    bias.into_tensor_arg(),
+                    call.regions.clone().into_tensor_arg(),
+                    grad.clone().into_tensor_arg(),
+                    log_sums.clone().into_tensor_arg(),
+                    along.clone().into_tensor_arg(),
+                    qkv_grad.clone().into_tensor_arg(),
+                    count,
+                    call.per_sample,
+                    call.scale,
+                    tiles,
+                    keys,
+                    types,
+                );
+            }
+        }
+        let (heads, tokens) = (tiles.heads, tiles.tokens);
+        let bias_grad = empty(&grad, [heads, tokens, tokens], DType::F32);
+        let tiles = Tiles {
+            groups: 4,
+            blocks: 1,
+            ..tiles
+        };
+        let dim = CubeDim::new_1d(tiles.units() as u32);
+        let count = heads * tokens.div_ceil(OTHERS).pow(2);
+        // SAFETY: as above; only pairs of tokens of the window are written.
+        unsafe {
+            tiled_bias_grad_kernel::launch_unchecked(
+                &client,
+                cubes(&grad, count, dim),
+                dim,
+                tiles.vector,
+                call.qkv.into_tensor_arg(),
+                bias.into_tensor_arg(),
+                call.regions.into_tensor_arg(),
+                grad.into_tensor_arg(),
+                log_sums.into_tensor_arg(),
+                along.into_tensor_arg(),
+                bias_grad.clone().into_tensor_arg(),
+                count,
+                call.windows,
+                call.per_sample,
+                call.scale,
+                tiles,
+                types,
+            );
+        }
+        [qkv_grad, bias_grad]
     }
-    [qkv_grad, bias_grad]
 }

@@ -11,6 +11,7 @@ use super::{Activation, Map, pack::Packed};
 fn direct_kernel<E: Float, N: Size>(
     x: &Tensor<E>,
     weight: &Tensor<Vector<E, N>>,
+    bias: &Tensor<Vector<f32, N>>,
     scale: &Tensor<f32>,
     shift: &Tensor<f32>,
     slope: &Tensor<f32>,
@@ -36,8 +37,7 @@ fn direct_kernel<E: Float, N: Size>(
         let x0 = (place % width) as i32;
         let y0 = (place / width % height) as i32;
         let z0 = (place / (width * height) % depth) as i32;
-        let rows = input * comptime![kd * kh * kw];
-        let mut sum = Vector::<f32, N>::cast_from(weight[rows * columns + lane]);
+        let mut sum = bias[lane];
         for tap in 0..comptime![kd * kh * kw] {
             let dz = (tap / comptime![kh * kw]) as i32 - comptime![(kd / 2) as i32];
             let dy = (tap / kw % kh) as i32 - comptime![(kh / 2) as i32];
@@ -78,7 +78,7 @@ pub fn launch<R: CubeRuntime>(
     x: CubeTensor<R>,
     activation: Activation<R>,
     activated: bool,
-    packed: Packed<R>,
+    packed: &Packed<R>,
     out: CubeTensor<R>,
     map: Map,
 ) {
@@ -95,7 +95,8 @@ pub fn launch<R: CubeRuntime>(
         dim,
         VECTOR,
         x.into_tensor_arg(),
-        packed.matrix.into_tensor_arg(),
+        packed.matrix.clone().into_tensor_arg(),
+        packed.bias.clone().into_tensor_arg(),
         activation.scale.into_tensor_arg(),
         activation.shift.into_tensor_arg(),
         activation.slope.into_tensor_arg(),

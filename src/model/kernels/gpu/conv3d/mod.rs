@@ -1,28 +1,43 @@
 //! Convolution with kernel sides 1 or 3, channels last, as an implicit matrix product: `[voxels, taps * in]` (never
-//! stored) times `[taps * in, out]`. Normalisation and PReLU happen while the left tile is loaded, the bias is the
-//! product's first value.
+//! stored) times `[taps * in, out]`. Normalisation and PReLU happen while the left tile is loaded; bias, GELU or a residual
+//! when the sums are stored. Fully connected layers and transposed convolutions are its case of one tap.
 //!
 //! # By two numbers
-//! The largest layer, 24 to 24 channels 1x3x3 at 64x128x128 (1,048,576 voxels): 10.9 GFLOP over 201 MB in float32, 101 MB
-//! in bf16. On an H200 (67 TFLOP/s float32, 495 TF32, 990 bf16, 4.8 TB/s): float32 arithmetic 0.16 ms against 0.04 ms
-//! of memory; bf16 0.01 ms against 0.02 ms. At 128 channels 3x3x3 on 32x32x32: 29 GFLOP over 34 MB: 0.43 ms in float32,
-//! 0.03 in bf16. So float32 on the ordinary units is bound by arithmetic everywhere, and tensor cores would make the fine
-//! levels memory-bound, where only fusion helps: hence an own kernel with a fused load. A library's implicit product would
-//! need the activated map written and read again, which at 24 channels costs as much as the convolution.
+//! On an H100 (67 TFLOP/s float32, 495 TF32, 990 bf16, 3.35 TB/s), at 64x128x128 voxels of input:
 //!
-//! The kernel `product` multiplies on the ordinary units in float32, whatever the type of the map: half precision saves memory
-//! traffic, not arithmetic. Its tiles are laid out for the 16x16x16 products of tensor cores (packed weights come in
-//! multiples of 16 columns), which it does not use yet.
+//! | layer | operations, memory bf16 | float32 units | TF32 | bf16 | memory TF32, bf16 |
+//! |---|---|---|---|---|---|
+//! | 24 to 24, 1x3x3, 2^20 voxels | 10.9 GFLOP, 101 MB | 0.16 ms | 0.02 ms | 0.01 ms | 0.06, 0.03 ms |
+//! | 48 to 24, 1x3x3, 2^20 voxels | 21.7 GFLOP, 151 MB | 0.32 ms | 0.04 ms | 0.02 ms | 0.09, 0.05 ms |
+//! | 48 to 48, 3x3x3, 2^18 voxels | 32.6 GFLOP, 50 MB | 0.49 ms | 0.07 ms | 0.03 ms | 0.03, 0.02 ms |
+//! | 128 to 128, 3x3x3, 2^15 voxels | 29 GFLOP, 18 MB | 0.43 ms | 0.06 ms | 0.03 ms | 0.01, 0.01 ms |
+//! | linear 128 to 512, 2^15 rows | 4.3 GFLOP, 42 MB | 0.06 ms | 0.01 ms | 0.00 ms | 0.03, 0.01 ms |
+//!
+//! So float32 on the ordinary units is bound by arithmetic everywhere, and tensor units make the fine levels and the linear
+//! layers memory-bound, where only fusion helps: hence own kernels with a fused load and store. A library's implicit product
+//! would need the activated map written and read again, which at 24 channels costs as much as the convolution.
+//!
+//! The gradient by data is the same product with the packed weight of [`pack::backward`]; the gradient by weights has the
+//! same operations over twice the memory (map and gradient read, nothing written but the weights).
+//!
+//! # Kernels
+//! [`tiled`] and [`tiled_weight`] multiply on tensor units where the device has them for the type of the map
+//! ([`multiplier`]) and the channels are multiples of eight. Otherwise [`product`] and [`weight`] multiply in float32 on the
+//! ordinary units, and [`direct`] takes few or odd numbers of channels: these three are the reference.
 
 mod direct;
 mod pack;
 mod product;
+mod tiled;
+mod tiled_weight;
 mod weight;
 
 use burn::tensor::DType;
 use burn_cubecl::{CubeRuntime, kernel::into_contiguous, tensor::CubeTensor};
 
 use super::layout::{channels_last, empty, feature_map, full, sides};
+use super::tiles::{Multiplier, multiplier};
+pub use tiled::{Finish, fits};
 pub use weight::weight_grad;
 
 /// What is done to each value of the input as it is read: `prelu(x * scale + shift)`.
@@ -44,7 +59,7 @@ impl<R: CubeRuntime> Activation<R> {
 
     /// Something to bind where nothing is read.
     fn none(like: &CubeTensor<R>) -> Self {
-        let nothing = empty(like, [4], DType::F32);
+        let nothing = empty(like, [8], DType::F32);
         Self {
             scale: nothing.clone(),
             shift: nothing.clone(),
@@ -68,13 +83,12 @@ impl Map {
     }
 }
 
-/// A packed weight's product with a map: both convolution and its gradient for the input.
+/// A packed weight's product with a map `[batch, d, h, w, in]`: both convolution and its gradient for the input.
 fn convolve<R: CubeRuntime>(
     x: CubeTensor<R>,
     activation: Option<Activation<R>>,
-    packed: pack::Packed<R>,
+    packed: &pack::Packed<R>,
 ) -> CubeTensor<R> {
-    let x = channels_last(x);
     let [batch, depth, height, width, input] = sides(&x);
     let map = Map {
         batch,
@@ -82,15 +96,28 @@ fn convolve<R: CubeRuntime>(
         height,
         width,
     };
-    let activated = activation.is_some();
-    let activation = activation.map_or_else(|| Activation::none(&x), Activation::full);
     let out = empty(&x, [batch, depth, height, width, packed.output], x.dtype);
-    if product::fits(input) {
-        product::launch(x, activation, activated, packed, out.clone(), map);
-    } else {
-        direct::launch(x, activation, activated, packed, out.clone(), map);
+    match multiplier(&x) {
+        Some(by) if tiled::fits(input) => {
+            let around = tiled::Around {
+                joined: None,
+                activation,
+                finish: Finish::Store,
+                added: None,
+            };
+            tiled::launch(x, around, packed, out.clone(), map, by);
+        }
+        _ => {
+            let activated = activation.is_some();
+            let activation = activation.map_or_else(|| Activation::none(&x), Activation::full);
+            if product::fits(input) {
+                product::launch(x, activation, activated, packed, out.clone(), map);
+            } else {
+                direct::launch(x, activation, activated, packed, out.clone(), map);
+            }
+        }
     }
-    feature_map(out)
+    out
 }
 
 /// `[batch, in, d, h, w]` by `[out, in, kd, kh, kw]`.
@@ -101,11 +128,69 @@ pub fn forward<R: CubeRuntime>(
     bias: CubeTensor<R>,
 ) -> CubeTensor<R> {
     let packed = pack::forward(full(weight), full(bias), x.dtype);
-    convolve(x, activation, packed)
+    feature_map(convolve(channels_last(x), activation, &packed))
 }
 
 /// Gradient for the input: the convolution of the gradient with the weight flipped and its channels exchanged.
 pub fn input_grad<R: CubeRuntime>(weight: CubeTensor<R>, grad: CubeTensor<R>) -> CubeTensor<R> {
     let packed = pack::backward(into_contiguous(full(weight)), grad.dtype);
-    convolve(grad, None, packed)
+    feature_map(convolve(channels_last(grad), None, &packed))
+}
+
+/// A layer of inference on tensor units.
+pub struct PackedLayer<R: CubeRuntime> {
+    packed: pack::Packed<R>,
+    activation: Option<Activation<R>>,
+    finish: Finish,
+    by: Multiplier,
+}
+
+impl<R: CubeRuntime> PackedLayer<R> {
+    /// Packs `weight` `[out, in, kd, kh, kw]` and `bias` `[out]` for maps of `dtype`.
+    pub fn new(
+        weight: CubeTensor<R>,
+        bias: CubeTensor<R>,
+        activation: Option<Activation<R>>,
+        finish: Finish,
+        dtype: DType,
+        by: Multiplier,
+    ) -> Self {
+        Self {
+            packed: pack::forward(full(weight), full(bias), dtype),
+            activation,
+            finish,
+            by,
+        }
+    }
+
+    /// Of one or two maps side by side; `added` has the shape of the result.
+    pub fn run(&self, sources: Vec<CubeTensor<R>>, added: Option<CubeTensor<R>>) -> CubeTensor<R> {
+        let mut sources = sources.into_iter().map(channels_last);
+        let (Some(x), joined) = (sources.next(), sources.next()) else {
+            unreachable!("a convolution of nothing");
+        };
+        let [batch, depth, height, width, _] = sides(&x);
+        let map = Map {
+            batch,
+            depth,
+            height,
+            width,
+        };
+        let [bd, bh, bw] = self.finish.block();
+        let channels = self.packed.output / (bd * bh * bw);
+        let shape = [batch, depth * bd, height * bh, width * bw, channels];
+        let out = empty(&x, shape, x.dtype);
+        let around = tiled::Around {
+            joined,
+            activation: self.activation.clone(),
+            finish: if added.is_some() {
+                Finish::Add
+            } else {
+                self.finish
+            },
+            added: added.map(channels_last),
+        };
+        tiled::launch(x, around, &self.packed, out.clone(), map, self.by);
+        feature_map(out)
+    }
 }

@@ -96,6 +96,7 @@ pub fn neighbour<E: Float, N: Size>(
 fn product_kernel<E: Float, N: Size>(
     x: &Tensor<Vector<E, N>>,
     weight: &Tensor<Vector<E, N>>,
+    bias: &Tensor<Vector<f32, N>>,
     scale: &Tensor<Vector<f32, N>>,
     shift: &Tensor<Vector<f32, N>>,
     slope: &Tensor<f32>,
@@ -143,9 +144,7 @@ fn product_kernel<E: Float, N: Size>(
 
     let mut sums = Array::<Vector<f32, N>>::new(ROWS);
     let taps = comptime![kd * kh * kw];
-    let bias_row = lanes * comptime![VECTOR * taps];
-    let own_column = min(first_column + column, columns - 1);
-    let bias = Vector::<f32, N>::cast_from(weight[bias_row * columns + own_column]);
+    let bias = bias[min(first_column + column, columns - 1)];
     #[unroll]
     for i in 0..ROWS {
         sums[i] = bias;
@@ -217,7 +216,7 @@ pub fn launch<R: CubeRuntime>(
     x: CubeTensor<R>,
     activation: Activation<R>,
     activated: bool,
-    packed: Packed<R>,
+    packed: &Packed<R>,
     out: CubeTensor<R>,
     map: Map,
 ) {
@@ -248,7 +247,8 @@ pub fn launch<R: CubeRuntime>(
             dim,
             VECTOR,
             x.into_tensor_arg(),
-            packed.matrix.into_tensor_arg(),
+            packed.matrix.clone().into_tensor_arg(),
+            packed.bias.clone().into_tensor_arg(),
             activation.scale.into_tensor_arg(),
             activation.shift.into_tensor_arg(),
             activation.slope.into_tensor_arg(),

@@ -5,10 +5,11 @@ use burn::tensor::DType;
 use burn_cubecl::{CubeRuntime, tensor::CubeTensor};
 use cubecl::prelude::*;
 
-use super::super::layout::{channels_last, empty, full, over, sides, vector_of};
+use super::super::layout::{channels_last, empty, over, sides, vector_of};
 use super::super::norm::prelu;
 use super::super::reduce::channel_sum;
-use super::Activation;
+use super::super::tiles::multiplier;
+use super::{Activation, Map, tiled, tiled_weight};
 
 /// Units to keep a large GPU busy.
 const UNITS: usize = 1 << 18;
@@ -148,36 +149,73 @@ pub fn weight_grad<R: CubeRuntime>(
     let bias_grad = channel_sum(grad.clone());
     let (x, grad) = (channels_last(x), channels_last(grad));
     let activated = activation.is_some();
-    let Activation {
-        scale,
-        shift,
-        slope,
-    } = activation.unwrap_or_else(|| Activation::none(&x));
-    let [batch, depth, height, width, input] = sides(&x);
+    let activation = activation.map_or_else(|| Activation::none(&x), Activation::full);
     let shape: [usize; 5] = sides(weight);
-    let [output, _, kd, kh, kw] = shape;
+    let [output, input, kd, kh, kw] = shape;
+    let parts = match multiplier(&x) {
+        Some(by) if tiled::fits(input) => {
+            let [batch, depth, height, width, _] = sides(&x);
+            let map = Map {
+                batch,
+                depth,
+                height,
+                width,
+            };
+            let channels = [input, output];
+            let kernel = [kd, kh, kw];
+            tiled_weight::launch(x, activation, activated, grad, kernel, channels, map, by)
+        }
+        _ => parts(x, activation, activated, shape, grad),
+    };
+    let out = empty(&parts, shape, DType::F32);
+    let values = shape.iter().product();
+    let (count, dim) = over(&parts, values);
+    let [parts_count, ..]: [usize; 4] = sides(&parts);
+    gather_parts_kernel::launch(
+        &out.client,
+        count,
+        dim,
+        parts.into_tensor_arg(),
+        out.clone().into_tensor_arg(),
+        values,
+        input,
+        output,
+        kd * kh * kw,
+        parts_count,
+    );
+    (out, bias_grad)
+}
+
+/// The sums of each part on ordinary units, `[part, tap, in, out]` in float32.
+fn parts<R: CubeRuntime>(
+    x: CubeTensor<R>,
+    activation: Activation<R>,
+    activated: bool,
+    [output, _, kd, kh, kw]: [usize; 5],
+    grad: CubeTensor<R>,
+) -> CubeTensor<R> {
+    let [batch, depth, height, width, input] = sides(&x);
     let (size_in, size_out) = (vector_of(input), vector_of(output));
     let (in_lanes, out_lanes) = (input / size_in, output / size_out);
     let lines = batch * depth * height;
     let work = in_lanes * out_lanes * kd * kh;
     let lines_per_part = lines.div_ceil((UNITS / work).clamp(1, lines));
     let parts_count = lines.div_ceil(lines_per_part);
-    let taps = kd * kh * kw;
-    let parts = empty(&x, [parts_count, taps, input, output], DType::F32);
+    let parts = empty(&x, [parts_count, kd * kh * kw, input, output], DType::F32);
     let units = work * parts_count;
     let (count, dim) = over(&x, units);
-    let (dtype, client) = (x.dtype, x.client.clone());
+    let dtype = x.dtype;
     weight_kernel::launch(
-        &client,
+        &parts.client,
         count,
         dim,
         size_in,
         size_out,
         x.into_tensor_arg(),
         grad.into_tensor_arg(),
-        full(scale).into_tensor_arg(),
-        full(shift).into_tensor_arg(),
-        full(slope).into_tensor_arg(),
+        activation.scale.into_tensor_arg(),
+        activation.shift.into_tensor_arg(),
+        activation.slope.into_tensor_arg(),
         parts.clone().into_tensor_arg(),
         units,
         in_lanes,
@@ -192,20 +230,5 @@ pub fn weight_grad<R: CubeRuntime>(
         activated,
         dtype.into(),
     );
-    let out = empty(&parts, shape, DType::F32);
-    let values = taps * input * output;
-    let (count, dim) = over(&parts, values);
-    gather_parts_kernel::launch(
-        &client,
-        count,
-        dim,
-        parts.into_tensor_arg(),
-        out.clone().into_tensor_arg(),
-        values,
-        input,
-        output,
-        taps,
-        parts_count,
-    );
-    (out, bias_grad)
+    parts
 }
