@@ -174,7 +174,7 @@ pub fn verify(model: &Path, reference: &State) -> Result<Vec<(String, f32)>, Mod
 }
 
 /// Runs `input` of a reference file through a model on a device, layer by layer in `precision`, and returns for each
-/// `logitsN` the norm of the difference by the norm of the reference.
+/// `logitsN` the norm of the difference by the norm of the reference; on a GPU for the finest once more as inferred.
 ///
 /// # Errors
 /// As [`verify`]; a device that is not there, does not compute in this precision, or fails.
@@ -203,9 +203,8 @@ pub fn verify_on(
             logits_in::<B>(engine, &net, input, precision, &device)
         })
     })?;
-    let named = outputs.into_iter().enumerate().filter_map(|(i, output)| {
-        let name = format!("logits{i}");
-        let expected = reference.get(&name)?;
+    let named = outputs.into_iter().filter_map(|(name, output)| {
+        let expected = reference.get(name.split(' ').next()?)?;
         Some((name, output, expected))
     });
     named
@@ -217,7 +216,7 @@ pub fn verify_on(
         .collect()
 }
 
-/// The four scales' logits on the host.
+/// The four scales' logits on the host, by name, and on a GPU the finest as inference computes it.
 #[cfg_attr(
     not(any(feature = "cuda", feature = "vulkan")),
     allow(unused_variables)
@@ -228,7 +227,7 @@ fn logits_in<B: Kernels>(
     input: &HostTensor,
     precision: Precision,
     device: &B::Device,
-) -> Result<Vec<Tensor<Flex, 5>>, ModelError> {
+) -> Result<Vec<(String, Tensor<Flex, 5>)>, ModelError> {
     match engine {
         Engine::Cpu if precision != Precision::F32 => {
             return Err(ModelError::Precision(
@@ -245,17 +244,26 @@ fn logits_in<B: Kernels>(
     let data = TensorData::new(input.values.clone(), input.shape.clone());
     let input = Tensor::<B, 5>::from_data(data, device);
     let outputs = match precision {
-        Precision::F32 => net.forward(input, Mode::Eval),
-        _ => net.forward_in(input, Mode::Eval, precision),
+        Precision::F32 => net.forward(input.clone(), Mode::Eval),
+        _ => net.forward_in(input.clone(), Mode::Eval, precision),
     };
-    let read = outputs.into_iter().map(|output| {
+    let outputs = outputs.into_iter().enumerate();
+    let outputs = outputs.map(|(i, output)| (format!("logits{i}"), output));
+    #[cfg(any(feature = "cuda", feature = "vulkan"))]
+    let outputs = outputs.chain((engine != Engine::Cpu).then(|| {
+        let [_, channels, d, h, w] = input.dims();
+        let ready = super::pct_net::Prepared::new(net, channels, [d, h, w], precision);
+        let logits = ready.forward(input).cast(burn::tensor::DType::F32);
+        ("logits0 (as inferred)".to_owned(), logits)
+    }));
+    let read = outputs.map(|(name, output)| {
         let data = output
             .try_into_data()
             .map_err(|error| ModelError::Compute {
                 device: engine.name(),
                 reason: error.to_string(),
             })?;
-        Ok(Tensor::from_data(data, &Default::default()))
+        Ok((name, Tensor::from_data(data, &Default::default())))
     });
     read.collect()
 }

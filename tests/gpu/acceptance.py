@@ -75,7 +75,8 @@ def fixtures(counts: Counts, binary: str, device: str, precisions: list[str], fo
                 done = call(binary, "convert", case, "--config", case.with_suffix(".json"), "-o", f"{scratch}/model", "--verify",
                             case.with_suffix(".safetensors"), "--device", device, "--precision", precision)
             away = [float(line.split()[-1]) for line in done.stdout.splitlines() if "relative error" in line]
-            good = done.returncode == 0 and len(away) == 4 and max(away) <= BOUNDS[precision]
+            # Four scales, and on a GPU the finest once more as inference computes it.
+            good = done.returncode == 0 and len(away) == (4 if device == "cpu" else 5) and max(away) <= BOUNDS[precision]
             told = f"relative errors {away}, at most {BOUNDS[precision]}" if away else reason(done)
             counts.check(f"{case.stem} in {precision}", good, told)
 

@@ -5,6 +5,7 @@
 mod support;
 
 mod active_learning;
+mod bench;
 mod cli_serve;
 mod convert;
 mod dicom;
