@@ -49,6 +49,7 @@ pub use revisions::{ClassComparison, Comparison};
 pub use split::{Part, SplitRow};
 pub use stale::STALE;
 pub use submit::SubmitLabel;
+pub(crate) use submit::on_grid;
 pub use upkeep::{Backup, Checked, backup, check, restore};
 
 use crate::clock::Clock;

@@ -14,10 +14,11 @@ use tempfile::TempPath;
 use super::App;
 use super::error::ApiError;
 use super::form::Form;
+use super::interaction::Target;
 use super::query::{Query, Segment, lenient_flag, typed};
 use super::{reply, task};
 
-use crate::project::requests::{ImageSource, InferRequest, InferResult};
+use crate::project::requests::{ImageSource, InferRequest, InferResult, Interaction};
 use crate::project::{ImageId, JobId, JobKind, JobState, Jobs, Tag};
 
 /// When a client that was refused should come back.
@@ -53,7 +54,7 @@ struct Params {
 
 /// Segment an image.
 #[utoipa::path(post, path = "/infer/{model}", tag = "Infer",
-    request_body(content = String, content_type = "multipart/form-data", description = "optional form: params (a JSON object), file (an image instead of an id)"),
+    request_body(content = String, content_type = "multipart/form-data", description = "optional form: params (a JSON object), file (an image instead of an id), label (strokes, for a model of type scribbles)"),
     params(
         ("model" = String, Path, description = "a name under models in /info/"),
         ("image" = Option<String>, Query, description = "image id"),
@@ -86,7 +87,7 @@ pub async fn infer(
             "DICOM SEG format is not supported in a non-DICOM datastore; ask for image or all",
         ));
     }
-    app.live_model(&model).await?;
+    let target = Target::of(&app, &model).await?;
     let Ok(_slot) = app.infer_slots.try_acquire() else {
         return Err(ApiError::busy(
             "infer_queue_full",
@@ -94,8 +95,16 @@ pub async fn infer(
             RETRY_AFTER_S,
         ));
     };
-    let mut form = Form::read(request, &app.project.staging(), &["file"]).await?;
-    let params: Params = typed(form.object("params")?)?;
+    let mut form = Form::read(request, &app.project.staging(), target.files()).await?;
+    let params = form.object("params")?;
+    let strokes = form.take_file("label");
+    let interaction = target.interaction(&app, &params, strokes.as_ref()).await?;
+    let only = interaction
+        .as_ref()
+        .and_then(Interaction::only)
+        .map(str::to_owned);
+    let drawn = interaction.is_some();
+    let params: Params = typed(params)?;
     let upload = form.take_file("file");
     let session = match session.filter(|id| !id.is_empty()) {
         Some(id) => app.sessions.get(&id, true).await?,
@@ -133,8 +142,8 @@ pub async fn infer(
             ));
         }
     };
-    // As on the real server, a label is saved only for an image of the datastore.
-    let saves = params.save_label && matches!(source, ImageSource::Study { .. });
+    // As on the real server, a label is saved only for an image of the datastore; a single structure is not all of it.
+    let saves = params.save_label && only.is_none() && matches!(source, ImageSource::Study { .. });
     let save_label = saves
         .then(|| {
             params
@@ -150,7 +159,7 @@ pub async fn infer(
         ImageSource::File { .. } => None,
     };
     let payload = InferRequest {
-        model: model.clone(),
+        model: target.model,
         version: params.version,
         image: source,
         result_extension,
@@ -159,24 +168,23 @@ pub async fn infer(
         largest_cc: params.largest_cc,
         save_label: save_label.map(|tag| tag.to_string()),
         restore_label_idx: params.restore_label_idx,
+        interaction,
     };
     let payload = serde_json::to_value(payload).map_err(|error| ApiError::internal(&error))?;
+    let mut asked = serde_json::json!({ "model": model, "client_id": client });
+    if let Some(only) = &only {
+        asked["only"] = only.as_str().into();
+    }
     let jobs = app.project.jobs();
-    let job = jobs
-        .enqueue(
-            JobKind::Infer,
-            payload,
-            serde_json::json!({ "model": model, "client_id": client }),
-        )
-        .await?;
+    let job = jobs.enqueue(JobKind::Infer, payload, asked).await?;
     let mut leaving = CancelOnDrop {
         jobs: jobs.clone(),
         id: Some(job.id),
     };
     let job = jobs.wait(job.id, task::POLL).await?;
     leaving.id = None;
-    // The worker has read the upload by now.
-    drop(upload);
+    // The worker has read the uploads by now.
+    drop((upload, strokes));
     if job.state != JobState::Done {
         return Err(task::failed(&job));
     }
@@ -189,19 +197,21 @@ pub async fn infer(
         subject.as_deref().unwrap_or("(upload)"),
         detail,
     )?;
-    if let (Some(_), Some(file)) = (subject, job.result["file"].as_str()) {
+    if let (Some(_), Some(file), None) = (subject, job.result["file"].as_str(), only) {
         app.project
             .keep_proposal(job.id, std::path::Path::new(file));
     }
-    answer(job.result, output).await
+    let code = if drawn { "bad_drawing" } else { "bad_image" };
+    answer(job.result, output, code).await
 }
 
-async fn answer(result: Value, output: Output) -> Result<Response, ApiError> {
+/// `code` is that of an answer that the worker refused.
+async fn answer(result: Value, output: Output, code: &'static str) -> Result<Response, ApiError> {
     let result = InferResult::deserialize(result).map_err(|error| ApiError::internal(&error))?;
     if let Some(reason) = result.refused {
         return Err(ApiError::new(
             axum::http::StatusCode::UNPROCESSABLE_ENTITY,
-            "bad_image",
+            code,
             &reason,
         ));
     }

@@ -10,7 +10,7 @@ use serde_json::{Map, Value, json};
 
 use super::App;
 use super::error::ApiError;
-use super::{scoring, train};
+use super::{interaction, scoring, train};
 use crate::project::{Counts, Job, JobKind, JobState};
 use crate::rounds::registry::ModelVersion;
 use crate::rounds::strategy;
@@ -24,8 +24,8 @@ pub async fn info(State(app): State<App>) -> Result<Json<Value>, ApiError> {
     let mut stats = Map::new();
     for version in app.live_models().await? {
         let name = &version.name;
-        match model_entry(&app, &version) {
-            Ok(entry) => drop(models.insert(name.clone(), entry)),
+        match model_entries(&app, &version) {
+            Ok(entries) => models.extend(entries),
             // Of a damaged store the rest is shown.
             Err(_) if app.project.read_only().is_some() => continue,
             Err(error) => return Err(error),
@@ -33,6 +33,11 @@ pub async fn info(State(app): State<App>) -> Result<Json<Value>, ApiError> {
         trainers.insert(name.clone(), trainer_entry(&app));
         stats.insert(name.clone(), train_stats(&app, name).await?);
     }
+    // Last, because Slicer takes the first model that has the first label for its proposals.
+    let labels = indexed(app.project.schema().names());
+    models.extend(
+        interaction::scribbles_entries(&labels).map(|(name, entry)| (name.to_owned(), entry)),
+    );
     Ok(Json(json!({
         "name": format!("Fewlabel ({})", env!("CARGO_PKG_VERSION")),
         "description": description(app.project.read_only()),
@@ -93,24 +98,39 @@ pub fn counts(counts: &Counts) -> Value {
     json!({ "total": counts.total, "completed": counts.completed, "label_tags": tags })
 }
 
-fn model_entry(app: &App, version: &ModelVersion) -> Result<Value, ApiError> {
+/// Label names with their values, 1..N in order.
+fn indexed(names: &[String]) -> Value {
+    let indexed = names.iter().zip(1u16..);
+    let labels: Map<String, Value> = indexed
+        .map(|(name, value)| (name.clone(), value.into()))
+        .collect();
+    labels.into()
+}
+
+/// A model, and the same model for clicks where it takes them.
+fn model_entries(app: &App, version: &ModelVersion) -> Result<Vec<(String, Value)>, ApiError> {
     let manifest = version.manifest()?;
     let state = if manifest.trained {
         format!("version {}", version.version)
     } else {
         "not trained yet: its proposals mean nothing until it was trained on some labels".to_owned()
     };
-    let indexed = manifest.labels.names().iter().zip(1u16..);
-    let labels: Map<String, Value> = indexed
-        .map(|(name, value)| (name.clone(), value.into()))
-        .collect();
-    Ok(json!({
-        "type": "segmentation",
-        "labels": labels,
-        "dimension": 3,
-        "description": format!("PCT-Net for CT, {state}"),
-        "config": { "device": app.devices(), "largest_cc": false },
-    }))
+    let labels = indexed(manifest.labels.names());
+    let config = json!({ "device": app.devices(), "largest_cc": false });
+    let mut entries = vec![(
+        version.name.clone(),
+        json!({
+            "type": "segmentation",
+            "labels": labels,
+            "dimension": 3,
+            "description": format!("PCT-Net for CT, {state}"),
+            "config": config,
+        }),
+    )];
+    if manifest.clicks.is_some() {
+        entries.extend(interaction::click_entries(version, &labels, &config));
+    }
+    Ok(entries)
 }
 
 fn trainer_entry(app: &App) -> Value {

@@ -55,6 +55,7 @@ mod form;
 mod health;
 mod infer;
 mod info;
+mod interaction;
 mod logs;
 mod model;
 mod query;

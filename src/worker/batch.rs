@@ -3,6 +3,7 @@
 use serde_json::json;
 
 use super::{Failure, Outcome, Reporter, Worker};
+use crate::imaging::components::{self, Connectivity};
 use crate::imaging::{Budget, LabelFormat, write_label};
 use crate::project::requests::{BatchImages, BatchInferRequest};
 use crate::project::{Map, Tag};
@@ -27,13 +28,8 @@ impl Worker {
             if self.yield_to_urgent(reporter).is_break() {
                 return Err(Failure::Stopped);
             }
-            let proposal = match self.propose(
-                &version,
-                &image.path,
-                &Budget::default(),
-                request.largest_cc,
-                reporter,
-            ) {
+            let budget = Budget::default();
+            let mut proposal = match self.propose(&version, &image.path, &budget, reporter) {
                 Ok(proposal) => proposal,
                 Err(Failure::Image(error)) => {
                     reporter.line(format!("{}: left out: {error}", image.id));
@@ -41,17 +37,16 @@ impl Worker {
                 }
                 Err(failure) => return Err(failure),
             };
+            let labels = &mut proposal.segmentation.labels;
+            if request.largest_cc {
+                components::keep_largest(labels, Connectivity::Corners26);
+            }
             let file = scratch.join(format!(
                 "batch-{}{}",
                 uuid::Uuid::now_v7(),
                 LabelFormat::NiftiGz.suffix()
             ));
-            write_label(
-                &file,
-                &proposal.segmentation.labels,
-                &names,
-                LabelFormat::NiftiGz,
-            )?;
+            write_label(&file, labels, &names, LabelFormat::NiftiGz)?;
             let label_names: Map = names
                 .iter()
                 .map(|(value, name)| (name.clone(), json!(value)))

@@ -10,7 +10,7 @@ use super::{Failure, Outcome, Reporter, Worker};
 use crate::imaging::components::{self, Connectivity};
 use crate::imaging::{Budget, LabelFormat, Volume, read_scan, write_label};
 use crate::model::{DeviceChoice, PrecisionChoice, Segmentation, Segmenter};
-use crate::project::requests::{ImageSource, InferRequest, InferResult};
+use crate::project::requests::{ImageSource, InferRequest, InferResult, Interaction};
 use crate::project::{ImageId, MadeBy, Map, Origin, SubmitLabel, Tag};
 use crate::rounds::registry::{ModelVersion, Registry};
 
@@ -21,7 +21,7 @@ pub struct Models {
 }
 
 impl Models {
-    fn get(
+    pub(super) fn get(
         &mut self,
         version: &ModelVersion,
         device: DeviceChoice,
@@ -55,7 +55,7 @@ impl Worker {
         reporter: &Reporter,
     ) -> Outcome {
         let started = Instant::now();
-        let version = self.version(&request.model, request.version)?;
+        let version = self.version_of(&request)?;
         let (path, budget) = match &request.image {
             ImageSource::Study { id } => (self.image_path(id)?, Budget::default()),
             // What a client sent must not make the server read other files.
@@ -73,16 +73,29 @@ impl Worker {
                     .to_owned(),
             );
         }
-        let mut proposal =
-            match self.propose(&version, &path, &budget, request.largest_cc, reporter) {
-                Err(Failure::Image(error)) => {
-                    return refused(format!("the image is refused: {error}"));
-                }
-                proposal => proposal?,
-            };
+        let proposal = match (&request.interaction, &version) {
+            (Some(Interaction::Scribbles(scribbles)), prior) => {
+                self.refine(scribbles, prior.as_ref(), &path, &budget, reporter)
+            }
+            (Some(Interaction::Clicks { clicks, .. }), Some(version)) => {
+                self.propose_with_clicks(version, &path, &budget, clicks, reporter)
+            }
+            (None, Some(version)) => self.propose(version, &path, &budget, reporter),
+            (_, None) => Err(no_version(&request.model)),
+        };
+        let mut proposal = match proposal {
+            Err(Failure::Image(error)) => {
+                return refused(format!("the image is refused: {error}"));
+            }
+            Err(Failure::Refused(reason)) => return refused(reason),
+            proposal => proposal?,
+        };
         let post = Instant::now();
         let labels = &mut proposal.segmentation.labels;
-        let names = self.project.schema().values();
+        let names = self.shown(&request, labels);
+        if request.largest_cc {
+            components::keep_largest(labels, Connectivity::Corners26);
+        }
         let suffix = request.result_extension.as_str();
         let format = LabelFormat::from_suffix(suffix)
             .ok_or_else(|| Failure::Error(format!("result_extension {suffix:?} cannot be written; use .nii.gz, .nii, .nrrd or .seg.nrrd")))?;
@@ -112,7 +125,7 @@ impl Worker {
             .iter()
             .map(|(value, name)| (name.clone(), json!(value)))
             .collect();
-        let params = json!({
+        let mut params = json!({
             "label_names": label_names,
             "latencies": {
                 "pre": proposal.read_s + seconds("prepare"),
@@ -124,20 +137,48 @@ impl Worker {
                 "transform": {"pre": {"read": proposal.read_s, "prepare": seconds("prepare")}, "post": {"finish": seconds("finish")}},
             },
             "centroids": centroids,
-            "model": version.name,
-            "model_version": version.version,
-            "model_sha256": version.weights_sha256,
+            "model": request.model,
             "windows": proposal.segmentation.windows,
             "windows_skipped": proposal.segmentation.windows_skipped,
         });
-        if let (Some(tag), ImageSource::Study { id }) = (&request.save_label, &request.image) {
-            self.keep(id, tag, &file, &version, &params)?;
+        if let Some(version) = &version {
+            params["model"] = json!(version.name);
+            params["model_version"] = json!(version.version);
+            params["model_sha256"] = json!(version.weights_sha256);
+            if let (Some(tag), ImageSource::Study { id }) = (&request.save_label, &request.image) {
+                self.keep(id, tag, &file, version, &params)?;
+            }
         }
         Ok(serde_json::to_value(InferResult {
             file: Some(file),
             params,
             refused: None,
         })?)
+    }
+
+    /// The version that a request needs; none for strokes without a model.
+    fn version_of(&self, request: &InferRequest) -> Result<Option<ModelVersion>, Failure> {
+        match &request.interaction {
+            Some(Interaction::Scribbles(scribbles)) => {
+                let prior = scribbles.prior.as_ref();
+                prior.map(|model| self.version(model, None)).transpose()
+            }
+            _ => self.version(&request.model, request.version).map(Some),
+        }
+    }
+
+    /// What the values of the result mean. Where one structure is asked for, it gets the value 1 and the others go.
+    fn shown(&self, request: &InferRequest, labels: &mut Volume<u16>) -> Vec<(u16, String)> {
+        let Some(only) = request.interaction.as_ref().and_then(Interaction::only) else {
+            return self.project.schema().values();
+        };
+        if let Some(Interaction::Clicks { .. }) = request.interaction {
+            let value = self.project.schema().value_of(only);
+            for label in &mut labels.voxels {
+                *label = u16::from(Some(*label) == value);
+            }
+        }
+        vec![(1, only.to_owned())]
     }
 
     /// The version asked for, or the live one.
@@ -153,7 +194,7 @@ impl Worker {
                 None => registry.live(name).await,
             }
         })?;
-        found.ok_or_else(|| Failure::Error(format!("there is no such version of model {name:?}")))
+        found.ok_or_else(|| no_version(name))
     }
 
     fn image_path(&self, id: &ImageId) -> Result<PathBuf, Failure> {
@@ -168,21 +209,17 @@ impl Worker {
         version: &ModelVersion,
         image: &std::path::Path,
         budget: &Budget,
-        largest_cc: bool,
         reporter: &Reporter,
     ) -> Result<Proposal, Failure> {
         let read = Instant::now();
         let scan = read_scan(image, budget).map_err(Failure::Image)?;
         let read_s = read.elapsed().as_secs_f64();
         let segmenter = self.models.get(version, self.device, self.precision)?;
-        let segmentation = segmenter.segment(&scan.volume, &mut |_, _| reporter.flow());
-        let mut segmentation = match segmentation {
+        let segmentation = segmenter.segment(&scan.volume, &[], &mut |_, _| reporter.flow());
+        let segmentation = match segmentation {
             Err(crate::model::ModelError::Stopped) => return Err(Failure::Stopped),
             result => result?,
         };
-        if largest_cc {
-            components::keep_largest(&mut segmentation.labels, Connectivity::Corners26);
-        }
         Ok(Proposal {
             segmentation,
             read_s,
@@ -222,6 +259,10 @@ impl Worker {
         })?;
         Ok(())
     }
+}
+
+fn no_version(model: &str) -> Failure {
+    Failure::Error(format!("there is no such version of model {model:?}"))
 }
 
 /// The answer to an image that cannot be used: the sender's matter, not a failure of the work.

@@ -7,9 +7,11 @@
 
 mod batch;
 mod infer;
+mod interactive;
 mod outcome;
 mod queue;
 mod reporter;
+mod scans;
 mod score;
 pub mod supervisor;
 mod train;
@@ -48,6 +50,7 @@ struct Worker {
     /// Set when the server is gone or asks the worker to end.
     ending: Arc<AtomicBool>,
     models: infer::Models,
+    scans: scans::HeldScans,
 }
 
 /// Works on the jobs of a data directory until standard input closes.
@@ -76,6 +79,7 @@ pub fn run(
         name,
         ending,
         models: Default::default(),
+        scans: Default::default(),
     };
     while !worker.ending.load(Ordering::Relaxed) {
         if !worker.next(&ALL_KINDS)? {

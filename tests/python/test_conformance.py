@@ -53,6 +53,11 @@ TABLE = (
     Deliberate("an image that comes again keeps its labels", "its label afterwards", r"body\.(ts|name): more"),
     Deliberate("nobody stops the server over HTTP", "reload", r"status: 200 -> 403|body\.detail: more"),
     Deliberate("refused before the inference, not after it", "infer, DICOM SEG", "status: 500 -> 400"),
+    Deliberate(
+        "strokes need no model of their own, so that they are always offered, as the real server's radiology app does",
+        "info.*",
+        r"body\.models\.(Histogram|GMM)\+GraphCut: more",
+    ),
     Deliberate("busy says when to come again", "train, again", r"headers\.retry-after: more"),
     Deliberate("GET routes answer HEAD", "info, wrong method", r"headers\.allow: GET -> GET, HEAD"),
     Deliberate(

@@ -8,33 +8,33 @@ pub struct Mirrored<F> {
     net: F,
     /// For each class the one on the other side of the body.
     mirror: Vec<u8>,
-    width: usize,
+    /// `[d, h, w]`.
+    patch: [usize; 3],
 }
 
 impl<F: Forward> Mirrored<F> {
     /// `mirror` as [`crate::model::LabelSchema::mirrored`] gives it; `patch` is `[d, h, w]`.
     pub fn new(net: F, mirror: Vec<u8>, patch: [usize; 3]) -> Self {
-        Self {
-            net,
-            mirror,
-            width: patch[2],
-        }
+        Self { net, mirror, patch }
     }
 }
 
 impl<F: Forward> Forward for Mirrored<F> {
     fn logits(&self, patch: Vec<f32>) -> Vec<f32> {
-        let voxels = patch.len();
+        let (voxels, width) = (self.patch.iter().product::<usize>(), self.patch[2]);
         let mut flipped = patch.clone();
-        flipped
-            .chunks_exact_mut(self.width)
-            .for_each(<[f32]>::reverse);
+        // Clicks of a structure are clicks of its partner in the mirror image.
+        let clicks = patch[voxels..].chunks_exact(voxels);
+        for (channel, partner) in clicks.zip(&self.mirror) {
+            flipped[(1 + usize::from(*partner)) * voxels..][..voxels].copy_from_slice(channel);
+        }
+        flipped.chunks_exact_mut(width).for_each(<[f32]>::reverse);
         let mut logits = self.net.logits(patch);
         let other = self.net.logits(flipped);
         for (class, values) in logits.chunks_exact_mut(voxels).enumerate() {
             let partner = usize::from(self.mirror[class]) * voxels;
-            let rows = other[partner..partner + voxels].chunks_exact(self.width);
-            for (row, mirrored) in values.chunks_exact_mut(self.width).zip(rows) {
+            let rows = other[partner..partner + voxels].chunks_exact(width);
+            for (row, mirrored) in values.chunks_exact_mut(width).zip(rows) {
                 for (value, other) in row.iter_mut().zip(mirrored.iter().rev()) {
                     *value = 0.5 * (*value + other);
                 }
@@ -65,6 +65,23 @@ mod tests {
             };
             [vec![0.0; patch.len()], side(true), side(false)].concat()
         }
+    }
+
+    /// Class c is where its clicks are.
+    struct Clicked;
+
+    impl Forward for Clicked {
+        fn logits(&self, patch: Vec<f32>) -> Vec<f32> {
+            patch[16..].to_vec()
+        }
+    }
+
+    #[test]
+    fn clicks_change_sides_with_their_structure() {
+        let patch: Vec<f32> = (0..64).map(|v| v as f32).collect();
+        let plain = Clicked.logits(patch.clone());
+        let exchanged = Mirrored::new(Clicked, vec![0, 2, 1], [2, 2, 4]).logits(patch);
+        assert_eq!(exchanged, plain);
     }
 
     #[test]

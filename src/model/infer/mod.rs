@@ -2,12 +2,18 @@
 //!
 //! scan -> LPS order -> model spacing -> HU window -> overlapping patches -> blended logits -> labels on the exact grid
 //! of the scan. The result depends on where voxels are in the patient, not on how the file orders them.
+//!
+//! A scan that a person clicks on stays open: only windows that see a new click are asked again.
 
 mod blend;
 mod mirrored;
+mod open;
+mod prepared;
 mod segment;
 mod windows;
 
 pub(super) use mirrored::Mirrored;
-pub(super) use segment::{Forward, cpu_precision, prepare, ready, segment};
+pub use open::OpenScan;
+pub(super) use prepared::prepare;
+pub(super) use segment::{Forward, cpu_precision, ready, segment};
 pub use segment::{Segmentation, Segmenter};
