@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import pathlib
+import sys
 from collections.abc import Iterator
 
 import pytest
 from monailabel.client.client import MONAILabelClient
 
-from serving import Server, running
+from serving import ROOT, Server, running
+
+sys.path.insert(0, str(ROOT / "slicer-extension" / "Fewlabel"))
 
 
 @pytest.fixture(scope="session")

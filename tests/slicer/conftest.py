@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import importlib.metadata
 import os
 import pathlib
@@ -11,13 +12,19 @@ from collections.abc import Iterator
 import pytest
 
 HERE = pathlib.Path(__file__).parent
-sys.path[:0] = [str(HERE / "shim"), str(HERE.parent / "python")]
+sys.path[:0] = [str(HERE / "shim"), str(HERE.parent / "python"), str(HERE.parents[1] / "slicer-extension" / "Fewlabel")]
 os.environ.setdefault("QT_QPA_PLATFORM", "offscreen")
+
+if sys.version_info < (3, 12):
+    # PySide6 6.12 gives None back without having taken it, each time that a method returns nothing. Later Pythons do not count
+    # references to None; earlier ones end when the count comes to zero.
+    ctypes.c_ssize_t.from_address(id(None)).value += 1 << 40
 
 import slicer  # noqa: E402
 from PySide6 import QtWidgets  # noqa: E402
 
 import start  # noqa: E402
+from extension_panel import Module  # noqa: E402
 from panel import Panel  # noqa: E402
 from serving import Server, running  # noqa: E402
 
@@ -51,3 +58,12 @@ def panel(application: QtWidgets.QApplication, server: Server, caplog: pytest.Lo
     panel = Panel(server, caplog)
     yield panel
     panel.close()
+
+
+@pytest.fixture
+def module(application: QtWidgets.QApplication, tmp_path: pathlib.Path) -> Iterator[Module]:
+    """Our own extension, new and not connected, in an empty scene."""
+    slicer.mrmlScene.Clear(0)
+    module = Module(tmp_path)
+    yield module
+    module.close()

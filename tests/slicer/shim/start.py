@@ -19,7 +19,7 @@ import numpy
 import slicer
 import slicer.util
 import vtk
-from PySide6 import QtCore
+from PySide6 import QtCore, QtGui, QtWidgets
 
 import qt
 
@@ -78,15 +78,24 @@ class _Effect:
 
 
 class qMRMLSegmentEditorWidget(qMRMLWidget):
-    """Remembers what it is told; editing is done by the tests on the segmentation itself."""
+    """Remembers what it is told, and says in pictures what it stands for; editing is done by the tests on the segmentation itself."""
 
     def __init__(self, parent: Any = None) -> None:
         super().__init__(parent)
         self.told: dict[str, Any] = {}
         self._effects: dict[str, _Effect] = {}
+        self.setMinimumHeight(70)
 
     def effectByName(self, name: str) -> _Effect:
         return self._effects.setdefault(name, _Effect())
+
+    def paintEvent(self, event: Any) -> None:
+        painter = QtGui.QPainter(self)
+        frame = QtWidgets.QWidget.rect(self).adjusted(1, 1, -2, -2)
+        painter.setPen(QtGui.QPen(QtGui.QColor("#8a94a0"), 1, QtCore.Qt.DashLine))
+        painter.drawRect(frame)
+        painter.drawText(frame, QtCore.Qt.AlignCenter, "Slicer's Segment Editor is here in 3D Slicer")
+        painter.end()
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("set"):
@@ -159,6 +168,8 @@ class _Application:
 
     def __init__(self, folder: pathlib.Path, logic: Any) -> None:
         self.temporaryPath = str(folder)
+        self.slicerUserSettingsFilePath = str(folder / "Slicer.ini")
+        self.applicationVersion = "slicer-core"
         self._logic = logic
 
     def applicationLogic(self) -> Any:
@@ -168,6 +179,9 @@ class _Application:
     def testingEnabled(self) -> bool:
         # In testing mode Slicer answers every question itself; here the tests do, in `ctk.ctkMessageBox`.
         return False
+
+    def layoutManager(self) -> None:
+        """There are no views."""
 
     def topLevelWidgets(self) -> list[Any]:
         return []

@@ -1,0 +1,264 @@
+"""The extension's panel against a server that fails and is slow on order: each state, its picture, and a main thread that never waits."""
+
+from __future__ import annotations
+
+import pathlib
+import time
+from collections.abc import Iterator
+
+import numpy
+import pytest
+import slicer
+import slicer.util
+from PySide6 import QtCore
+
+from extension import SHAPE, Stub, stub
+from extension_panel import Module
+
+server = pytest.fixture(stub)
+
+DELAY_S = 5.0
+MAX_GAP_S = 2.0
+"""The main thread is never away for so long: far below the server's delay, and far above what a busy machine does to a process."""
+
+
+def box(plane: int = 1) -> numpy.ndarray:
+    mask = numpy.zeros(SHAPE, bool)
+    mask[plane, 1:4, 1:4] = True
+    return mask
+
+
+def enabled(module: Module) -> set[str]:
+    names = ("nextButton", "proposeButton", "submitButton", "submitNextButton", "saveDraftButton", "discardButton", "undoButton")
+    return {name.removesuffix("Button") for name in names if getattr(module.ui, name).enabled}
+
+
+def test_states(module: Module, server: Stub, tmp_path: pathlib.Path) -> None:
+    """What can be done in which state; whatever cannot be says why."""
+    ui = module.ui
+
+    def check(state: str, wanted: set[str]) -> None:
+        assert enabled(module) == wanted, state
+        for name in ("nextButton", "proposeButton", "submitButton", "saveDraftButton"):
+            assert getattr(ui, name).toolTip, f"{state}: {name} has no tooltip"
+        module.picture(state, tmp_path)
+
+    check("disconnected", set())
+    module.ui.serverEdit.setText("http://127.0.0.1:9")
+    module.click("connectButton")
+    assert "Nothing answers" in ui.messageLabel.text and "Nothing was changed" in ui.messageLabel.text
+    check("unreachable", set())
+
+    module.widget.logic.settings["auto_propose"] = False
+    module.connect(server.url)
+    check("connected", {"next"})
+    assert [ui.structuresList.item(row).text() for row in range(ui.structuresList.count)] == ["liver", "spleen"]
+
+    module.click("nextButton")
+    check("sample", {"next", "propose"})
+    server.delay_s = 0.5
+    module.click("proposeButton", wait=False)
+    module.wait(lambda: bool(module.widget.logic.jobs.pending))
+    assert ui.progressFrame.visible and ui.cancelButton.enabled and "Wait" in ui.nextButton.toolTip
+    check("segmenting", set())
+    server.delay_s = 0
+    module.wait()
+    check("segmented", {"next", "propose", "submit", "submitNext", "undo"})
+    module.draw("liver", box())
+    module.wait()
+    check("editing", {"next", "propose", "submit", "submitNext", "saveDraft", "discard", "undo"})
+
+    module.click("proposeButton")
+    assert ui.offerFrame.visible
+    check("offered", {"next", "propose", "submit", "submitNext", "saveDraft", "discard", "undo"})
+    module.click("dropOfferButton")
+    assert not ui.offerFrame.visible
+
+    module.click("nextButton")
+    assert ui.questionFrame.visible and "not submitted" in ui.questionLabel.text
+    check("leaving", {"undo"})
+    module.answer("Stay")
+    server.failing["PUT /datastore/label"] = [507] * 9
+    module.click("submitButton")
+    assert "disk of the server is full" in ui.messageLabel.text and "as a draft on this computer" in ui.messageLabel.text
+    check("refused", {"next", "propose", "submit", "submitNext", "saveDraft", "discard", "undo"})
+    server.failing.clear()
+    module.click("submitNextButton")
+    assert module.session.case and module.session.case.image == "case 1"
+    assert (server.submitted("case 0") == 1).sum() == 9
+
+
+def test_ticks_are_what_is_sent(module: Module, server: Stub) -> None:
+    module.widget.logic.settings["auto_propose"] = False
+    module.connect(server.url)
+    module.click("nextButton")
+    module.draw("liver", box())
+    module.wait()
+    import qt
+
+    module.ui.structuresList.item(1).setCheckState(qt.Qt.Unchecked)
+    module.click("submitButton")
+    assert server.params["case 0", "final"][0]["annotated_labels"] == ["liver"]
+
+
+def test_shortcuts_press_buttons(module: Module, server: Stub) -> None:
+    module.widget.logic.settings["auto_propose"] = False
+    module.connect(server.url)
+    keys = {shortcut.key.toString() for shortcut in module.widget.panel._shortcuts}
+    assert keys == {"Ctrl+Shift+N", "Ctrl+Shift+P", "Ctrl+Shift+Return", "Ctrl+Shift+D", "Ctrl+Shift+L"}
+    next_case = next(shortcut for shortcut in module.widget.panel._shortcuts if shortcut.key.toString() == "Ctrl+Shift+N")
+    next_case.activated.emit()
+    module.wait()
+    assert module.session.case
+    module.widget.exit()
+    assert not module.widget.panel._shortcuts, "other modules have their own keys"
+    module.widget.enter()
+
+
+def test_closing_the_scene_keeps_the_edits(module: Module, server: Stub) -> None:
+    module.widget.logic.settings["auto_propose"] = False
+    module.connect(server.url)
+    module.click("nextButton")
+    module.draw("spleen", box())
+    slicer.mrmlScene.Clear(0)
+    module.wait()
+    assert "kept as a draft" in module.said() and module.ui.draftsBox.currentText == "case 0"
+    assert module.widget.panel.editor.told["MRMLSegmentEditorNode"].GetScene() is not None
+    module.click("resumeButton")
+    assert numpy.array_equal(module.mask("spleen"), box())
+
+
+def test_a_volume_of_the_user_stays(module: Module, server: Stub, tmp_path: pathlib.Path) -> None:
+    path = tmp_path / "mine.nrrd"
+    path.write_bytes(server.images["case 2"])
+    mine = slicer.util.loadVolume(str(path), {"name": "mine"})
+    module.connect(server.url)
+    module.wait(lambda: module.ui.volumesBox.currentText == "mine")
+    module.click("useVolumeButton")
+    assert "Send mine to 127.0.0.1" in module.ui.questionLabel.text
+    module.answer("For a proposal only")
+    assert module.scene.volume_node is mine and module.mask("liver").any()
+    module.click("addButton")
+    module.click("submitButton")
+    assert ("mine", "final") in server.labels
+    module.click("nextButton")
+    assert mine.GetScene() is not None, "only our own nodes are removed"
+
+
+def texts(table: object) -> list[list[str]]:
+    return [[table.item(row, column).text() for column in range(table.columnCount)] for row in range(table.rowCount)]
+
+
+def test_the_tab_of_the_lead(module: Module, server: Stub, tmp_path: pathlib.Path) -> None:
+    ui = module.ui
+    module.connect(server.url)
+    ui.tabs.setCurrentIndex(2)
+    module.wait()
+    assert "11 of 40 cases labelled" in ui.labelsLabel.text and "after 2 more" in ui.labelsLabel.text
+    assert "Round 3 was not published: spleen is worse" in ui.roundLabel.text
+    assert texts(ui.comparisonTable)[2] == ["spleen", "0.880", "0.800", "-0.080"]
+    assert [row[:2] for row in texts(ui.versionsTable)] == [["4", "candidate"], ["3", "live"], ["1", "published"]]
+    assert texts(ui.annotatorsTable)[0] == ["ann", "7", "9", "14.0"]
+    assert not ui.publishButton.enabled and "Choose a version" in ui.publishButton.toolTip
+    ui.versionsTable.selectRow(0)
+    module.picture("project", tmp_path)
+    module.click("publishButton")
+    assert "Version 4 is live" in ui.messageLabel.text
+    ui.versionsTable.selectRow(0)
+    module.click("keepButton")
+    module.click("rollBackButton")
+    module.click("pinButton")
+    assert server.orders == [
+        ("POST", "/models/pct-net-s/publish", {"version": "4"}), ("POST", "/models/pct-net-s/keep", {"version": "4"}), ("POST", "/models/pct-net-s/rollback", {}),
+        ("POST", "/models/pct-net-s/pin", {}),
+    ]  # fmt: skip
+    server.orders.clear()
+    server.failing["POST /rounds/pct-net-s"] = [429]
+    module.click("startRoundButton")
+    assert "busy" in ui.messageLabel.text and "Nothing was changed" in ui.messageLabel.text
+    running = {"round": 4, "state": "running", "progress": {"stage": "training", "step": 30, "steps": 120, "eta_s": 200}}
+    server.project["/rounds/"]["rounds"].insert(0, running)
+    module.click("leadRefreshButton")
+    assert "step 30 of 120, about 4 min left" in ui.roundLabel.text and ui.roundProgress.value == 25
+    assert not ui.startRoundButton.enabled
+    module.picture("round", tmp_path)
+    module.click("stopRoundButton")
+    assert server.orders == [("DELETE", "/rounds/4", {})]
+    assert ui.versionBox.itemText(2).startswith("3 (live")
+    ui.versionBox.setCurrentIndex(1)
+    assert module.session.version == 4, "proposals by the candidate"
+
+
+def test_the_tab_of_the_review(module: Module, server: Stub, tmp_path: pathlib.Path) -> None:
+    ui = module.ui
+    module.widget.logic.settings["auto_propose"] = False
+    module.connect(server.url)
+    module.click("nextButton")
+    module.click("proposeButton")
+    for plane in (1, 3):
+        module.draw("liver", box(plane))
+        module.click("submitButton")
+    server.params["case 0", "final"][0]["client_id"] = "ben"
+    ui.tabs.setCurrentIndex(1)
+    module.wait()
+    assert texts(ui.reviewTable)[0][:2] == ["case 0", "ann"] and texts(ui.reviewTable)[0][3] == "to be reviewed"
+    assert not ui.approveButton.enabled
+    ui.reviewTable.selectRow(0)
+    module.wait()
+    assert ui.firstReaderBox.currentText.startswith("ann") and ui.secondReaderBox.currentText.startswith("ben")
+    module.click("compareButton")
+    readings = [node for node in slicer.util.getNodesByClass("vtkMRMLSegmentationNode") if "revision" in node.GetName()]
+    assert len(readings) == 2
+    assert [list(node.GetDisplayNode().GetViewNodeIDs()) for node in readings] == [["vtkMRMLSliceNodeRed"], ["vtkMRMLSliceNodeYellow"]]
+    assert texts(ui.readersTable)[0] == ["liver", "9", "12", "0.857"]
+    module.picture("review", tmp_path)
+    module.click("hideReadingsButton")
+    assert len(slicer.util.getNodesByClass("vtkMRMLSegmentationNode")) == 1 and module.scene.segmentation_node.GetScene() is not None
+    module.click("sendBackButton")
+    assert "needs a comment" in ui.messageLabel.text and server.reviews == {}
+    ui.commentEdit.setPlainText("the tip is missing")
+    module.click("sendBackButton")
+    assert server.reviews["case 0"]["verdict"] == "sent_back"
+    assert "sent back: the tip is missing" in ui.casesBox.currentText
+    ui.reviewTable.selectRow(0)
+    module.wait()
+    assert ui.commentLabel.text == "ann: the tip is missing"
+    module.click("approveButton")
+    assert texts(ui.reviewTable)[0][3] == "approved by ann"
+    ui.tabs.setCurrentIndex(0)
+    module.click("openButton")
+    assert module.session.case and module.session.case.image == "case 0"
+
+
+@pytest.fixture
+def heartbeat() -> Iterator[list[float]]:
+    """When a timer of the main thread came to its turn."""
+    beats: list[float] = []
+    timer = QtCore.QTimer()
+    timer.setInterval(20)
+    timer.timeout.connect(lambda: beats.append(time.monotonic()))
+    timer.start()
+    yield beats
+    timer.stop()
+
+
+def test_the_main_thread_never_waits_for_the_server(module: Module, server: Stub, heartbeat: list[float]) -> None:
+    """The whole loop while every call takes five seconds: Qt's event loop goes on all the time."""
+    server.delay_s = DELAY_S
+    start = time.monotonic()
+    module.connect(server.url)
+    module.click("nextButton")
+    # Proposed at once, as it is by default.
+    module.wait(lambda: bool(module.mask("liver").any()))
+    module.draw("liver", box())
+    module.click("submitButton", wait=False)
+    module.wait(lambda: ("case 0", "final") in server.labels and module.session.busy.value == "")
+    server.delay_s = 0
+    module.wait()
+    waited_s = time.monotonic() - start
+    calls = len(server.asked)
+    gaps = numpy.diff([start, *heartbeat])
+    print(f"{calls} calls, {waited_s:.0f} s, longest gap {gaps.max() * 1000:.0f} ms, {len(heartbeat)} beats")
+    assert waited_s > 8 * DELAY_S, "each call waits for the one before it"
+    assert gaps.max() < MAX_GAP_S
+    assert len(heartbeat) > 5 * waited_s
