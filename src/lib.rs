@@ -24,6 +24,9 @@
 //! | [`rest`] | one file per group of routes; start with `rest/router.rs` | how things are computed |
 //! | [`cli`] | one file per subcommand | |
 //!
+//! Beside the crate, in Python, and knowing the routes of [`rest`] only: `slicer-extension/` for 3D Slicer, `plugin/` for
+//! MONAI Label.
+//!
 //! The arrows are checked by a test (`tests/it/layering.rs`).
 //!
 //! Two processes run: the server (`fewlabel serve`) answers requests and never computes; its child,

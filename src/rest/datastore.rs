@@ -68,11 +68,11 @@ async fn pairs(app: &App) -> Result<Vec<(ImageRow, LabelRow)>, ApiError> {
         .collect())
 }
 
-/// The pairs that may be learned from: not those of test images.
+/// The pairs that may be learned from: not those of test images, and not what a second reader sent back.
 async fn learned_from(app: &App) -> Result<Vec<(ImageRow, LabelRow)>, ApiError> {
     let held_out = app.project.test_images().await?;
     let mut pairs = pairs(app).await?;
-    pairs.retain(|(image, _)| !held_out.contains(image.id.as_str()));
+    pairs.retain(|(image, label)| !held_out.contains(image.id.as_str()) && !label.sent_back());
     Ok(pairs)
 }
 

@@ -25,7 +25,7 @@
 //! | result of `/infer` | | also tells model, version, hash and windows |
 //! | next sample | no checksum; `strategy` with this serving | `checksum`; `strategy` before this serving; never a test image |
 //! | a label that is submitted again | overwritten | a new revision; see `/datastore/label/revisions`, `compare`, `current` |
-//! | `?output=train` | every pair | without test images |
+//! | `?output=train` | every pair | without test images, and without what a second reader sent back, see `/reviews/` |
 //! | an image file that changes under its id | its labels stay as they are | they are kept and marked `stale`; see `/datastore/label/confirm` |
 //! | a damaged store | is overwritten | read only: 503 with the reason for whatever writes |
 //! | `HEAD` of an image or label | headers of an empty JSON answer | headers of the file |
@@ -60,11 +60,13 @@ mod logs;
 mod model;
 mod query;
 mod reply;
+mod reviews;
 mod revisions;
 pub mod router;
 mod scoring;
 pub mod serve;
 mod session;
+mod structures;
 mod studies;
 mod task;
 mod train;

@@ -16,7 +16,7 @@ use utoipa_axum::routes;
 use super::error::ApiError;
 use super::{
     App, absent, activelearning, batch, datastore, docs, edge, health, infer, info, logs, model,
-    revisions, scoring, session, studies, train,
+    reviews, revisions, scoring, session, structures, studies, train,
 };
 
 #[derive(OpenApi)]
@@ -66,9 +66,13 @@ fn described() -> OpenApiRouter<App> {
         .routes(routes!(revisions::list))
         .routes(routes!(revisions::compare))
         .routes(routes!(revisions::make_current))
+        .routes(routes!(structures::schema))
+        .routes(routes!(structures::label_map))
         .routes(routes!(datastore::dataset))
         .routes(routes!(studies::rescan))
         .routes(routes!(studies::confirm))
+        // Review
+        .routes(routes!(reviews::list, reviews::judge))
         // Sessions
         .routes(routes!(session::create))
         .routes(routes!(session::get, session::remove))

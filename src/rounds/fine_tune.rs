@@ -61,7 +61,9 @@ pub async fn plan(project: &Project, request: &TrainRequest) -> Result<Plan, Pro
             None | Some(Part::Test) => continue,
             Some(part) => *part,
         };
-        let Some(label) = project.label(&image.id, &Tag::accepted()).await? else {
+        let label = project.label(&image.id, &Tag::accepted()).await?;
+        // What a second reader sent back is learned from when it is submitted again.
+        let Some(label) = label.filter(|label| !label.sent_back()) else {
             continue;
         };
         if stale.contains(&(image.id.clone(), Tag::accepted())) {

@@ -20,6 +20,7 @@ mod rest_general;
 mod rest_infer;
 mod rest_info;
 mod rest_model;
+mod rest_reviews;
 mod rest_session;
 mod rest_train;
 mod train;

@@ -45,9 +45,9 @@ class Timer:
 class FakeScene:
     """The scene as masks by segment name; the shape is that of the stub's images."""
 
-    def __init__(self, shape: tuple[int, int, int] = SHAPE) -> None:
+    def __init__(self, shape: tuple[int, int, int] = SHAPE, grid: numpy.ndarray = GRID) -> None:
         self.on_edit: Callable[[], None] = lambda: None
-        self.shape = shape
+        self.shape, self.grid = shape, grid
         self.shown: Shown | None = None
         self.masks: dict[str, numpy.ndarray] = {}
         self.offered: numpy.ndarray | None = None
@@ -95,13 +95,13 @@ class FakeScene:
         return list(self.masks)
 
     def ijk_to_ras(self) -> numpy.ndarray:
-        return GRID
+        return self.grid
 
     def volumes(self) -> list[tuple[str, str]]:
         return list(self.loaded.items())
 
     def volume(self, foreign: str) -> tuple[numpy.ndarray, numpy.ndarray]:
-        return numpy.full(self.shape, 40, numpy.int16), GRID
+        return numpy.full(self.shape, 40, numpy.int16), self.grid
 
     def jump(self, place: Any) -> None:
         self.jumps.append(place)

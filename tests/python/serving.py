@@ -20,6 +20,8 @@ LABELS = ("liver", "spleen")
 STUDIES = ("case_01", "case 02", "case.03")
 SHAPE = (48, 40, 24)
 SPACING_MM = (3.0, 3.5, 6.0)
+ORIGIN_MM = (-70.0, -65.0, -60.0)
+"""Of the first voxel, right, anterior, superior."""
 
 
 @dataclass
@@ -60,7 +62,7 @@ def torso(seed: int) -> tuple[numpy.ndarray, numpy.ndarray]:
 
 def save(path: pathlib.Path, voxels: numpy.ndarray) -> None:
     affine = numpy.diag((*SPACING_MM, 1.0))
-    affine[:3, 3] = (-70, -65, -60)
+    affine[:3, 3] = ORIGIN_MM
     nibabel.save(nibabel.Nifti1Image(voxels, affine), path)
 
 

@@ -128,6 +128,16 @@ def test_closing_the_scene_keeps_the_edits(module: Module, server: Stub) -> None
     assert numpy.array_equal(module.mask("spleen"), box())
 
 
+def test_what_was_sent_back_is_seen_at_the_start(module: Module, server: Stub) -> None:
+    server.labels["case 2", "final"], server.params["case 2", "final"] = [server.proposal], [{"client_id": "ann"}]
+    server.reviews["case 2"] = {"verdict": "sent_back", "reviewer": "ben", "comment": "the tip is missing", "ts": 0}
+    module.connect(server.url)
+    module.wait(lambda: "1 sent back to you" in module.ui.serverLabel.text)
+    assert module.ui.casesBox.currentText == "case 2 (sent back: the tip is missing)"
+    module.click("openButton")
+    assert module.session.case and module.session.case.image == "case 2" and module.mask("liver").any()
+
+
 def test_a_volume_of_the_user_stays(module: Module, server: Stub, tmp_path: pathlib.Path) -> None:
     path = tmp_path / "mine.nrrd"
     path.write_bytes(server.images["case 2"])
@@ -220,6 +230,7 @@ def test_the_tab_of_the_review(module: Module, server: Stub, tmp_path: pathlib.P
     module.click("sendBackButton")
     assert server.reviews["case 0"]["verdict"] == "sent_back"
     assert "sent back: the tip is missing" in ui.casesBox.currentText
+    assert "1 sent back to you" in ui.serverLabel.text
     ui.reviewTable.selectRow(0)
     module.wait()
     assert ui.commentLabel.text == "ann: the tip is missing"

@@ -92,6 +92,8 @@ class Panel:
         """What each list shows, so that it is only made anew when that changed."""
         self._place = 0
         self._was_connected = False
+        self._listed: Any = None
+        """The server and its counts when the list of submitted cases was asked for."""
         self._shortcuts: list[Any] = []
         self.editor: Any = None
         self._make_editor()
@@ -281,6 +283,10 @@ class Panel:
 
     def _tick(self) -> None:
         self.session.tick()
+        view = self.session.view()
+        if view.project and not view.login and self._listed != (view.server, view.project):
+            self._listed = (view.server, view.project)
+            self.review.refresh()
         self.lead.tick(self.ui.tabs.property("currentIndex") == 2)
         self._list("volumesBox", [name for _, name in self._scene.volumes()])
 
@@ -328,7 +334,9 @@ class Panel:
 
     def _render_session(self) -> None:
         ui, view = self.ui, self.session.view()
-        ui.serverLabel.setText(f"{view.server} ({view.security}). {view.project}" if view.server else "Not connected.")
+        back = {case.image for case in self.review.sent_back_to(self.session.client.user)} if self.session.client else set()
+        sent_back = f" {len(back)} sent back to you (see More)." if back else ""
+        ui.serverLabel.setText(f"{view.server} ({view.security}). {view.project}.{sent_back}" if view.server else "Not connected.")
         ui.passwordEdit.setEnabled(view.login)
         connected = view.state is not State.DISCONNECTED and not view.login
         if connected and not self._was_connected:
@@ -365,7 +373,6 @@ class Panel:
         self._list("modelBox", list(view.models), self.session.model)
         self._list("draftsBox", [draft.image for draft in view.drafts])
         self._list("placesBox", [place.text for place in view.places])
-        back = {case.image for case in self.review.sent_back_to(self.session.client.user)} if self.session.client else set()
         self._list("casesBox", [case.image + (f" (sent back: {case.comment})" if case.image in back else "") for case in self.review.cases])
 
     def _render_message(self, message: Message | None) -> None:
