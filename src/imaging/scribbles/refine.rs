@@ -277,16 +277,18 @@ fn window(scan: &Volume<f32>, region: Region) -> [f32; 2] {
         .indices(shape)
         .for_each(|v| counts[((scan.voxels[v] - LOW_HU) as usize).min(last)] += 1);
     let tail = (region.count() as f64 * TAIL) as usize;
-    let quantile = |counts: &mut dyn Iterator<Item = (usize, &usize)>| {
+    // The first bin beyond the tail, of those in this order.
+    let beyond = |bins: &mut dyn Iterator<Item = usize>| {
         let mut passed = 0;
-        let found = counts.find(|(_, count)| {
-            passed += **count;
-            passed > tail
-        });
-        found.map_or(0, |(bin, _)| bin) as f32 + LOW_HU
+        for bin in bins {
+            passed += counts[bin];
+            if passed > tail {
+                return bin as f32 + LOW_HU;
+            }
+        }
+        LOW_HU
     };
-    let low = quantile(&mut counts.iter().enumerate());
-    let high = quantile(&mut counts.iter().enumerate().rev());
+    let (low, high) = (beyond(&mut (0..=last)), beyond(&mut (0..=last).rev()));
     [low, high.max(low) + 1.0]
 }
 
