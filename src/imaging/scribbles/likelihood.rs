@@ -240,10 +240,6 @@ mod tests {
                     "{method:?} {hu}: {ratio} {expected}"
                 );
             }
-            assert!(
-                found.log_ratio(-500.0) <= found.log_ratio(60.0),
-                "{method:?}"
-            );
             assert!(found.log_ratio(f32::MAX).is_finite());
         }
     }
