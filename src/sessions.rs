@@ -12,9 +12,6 @@ use crate::project::{FileName, Project, ProjectError, Staged};
 use crate::store::rows::SessionRecord;
 use crate::store::{StoreError, remove_dir, sync_dir};
 
-/// How long a session lives after its last use when the client does not say, seconds.
-const DEFAULT_EXPIRY_S: u32 = 3600;
-
 /// One short-lived upload.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Session {
@@ -64,15 +61,15 @@ impl Sessions {
         }
     }
 
-    /// Makes a session of uploaded files, each with the client's name for it. One file keeps its
-    /// base name; several become a directory of numbered files.
+    /// Makes a session of uploaded files, each with the client's name for it, that ends `expiry_s` seconds
+    /// after its last use. One file keeps its base name; several become a directory of numbered files.
     ///
     /// # Errors
     /// [`ProjectError::Invalid`] without files, or when the name of the one file is unusable.
     pub async fn create(
         &self,
         files: Vec<(String, Staged)>,
-        expiry_s: Option<u32>,
+        expiry_s: u32,
     ) -> Result<Session, ProjectError> {
         let names: Vec<FileName> = match files.as_slice() {
             [] => {
@@ -103,11 +100,7 @@ impl Sessions {
             image,
             created_ms: now_ms,
             last_access_ms: now_ms,
-            expiry_s: i64::from(
-                expiry_s
-                    .filter(|expiry_s| *expiry_s > 0)
-                    .unwrap_or(DEFAULT_EXPIRY_S),
-            ),
+            expiry_s: i64::from(expiry_s),
         };
         let added = match moved {
             Ok(()) => self.project.store().database.add_session(&row).await,
@@ -222,7 +215,7 @@ mod tests {
         let one = sessions
             .create(
                 vec![("C:\\me\\my scan.nrrd".to_owned(), bench.stage(b"1").await)],
-                Some(5),
+                5,
             )
             .await
             .unwrap();
@@ -251,13 +244,13 @@ mod tests {
             ("../x".to_owned(), bench.stage(b"1").await),
             ("..".to_owned(), bench.stage(b"2").await),
         ];
-        let many = sessions.create(files, None).await.unwrap();
+        let many = sessions.create(files, 3600).await.unwrap();
         assert_eq!((&many.image, many.expiry_s), (&many.path, 3600));
         assert_eq!(std::fs::read_dir(&many.path).unwrap().count(), 2);
 
         for bad in [vec![], vec![("..".to_owned(), bench.stage(b"1").await)]] {
             assert!(matches!(
-                sessions.create(bad, None).await,
+                sessions.create(bad, 3600).await,
                 Err(ProjectError::Invalid(_))
             ));
         }
@@ -269,7 +262,7 @@ mod tests {
         let bench = Bench::with(&[]).await;
         let sessions = Sessions::new(&bench.project);
         let session = sessions
-            .create(vec![("a".to_owned(), bench.stage(b"1").await)], Some(10))
+            .create(vec![("a".to_owned(), bench.stage(b"1").await)], 10)
             .await
             .unwrap();
         bench.clock.advance_ms(9_000);
@@ -306,7 +299,7 @@ mod tests {
         assert!(!session.path.exists());
 
         let session = sessions
-            .create(vec![("a".to_owned(), bench.stage(b"1").await)], None)
+            .create(vec![("a".to_owned(), bench.stage(b"1").await)], 3600)
             .await
             .unwrap();
         assert_eq!(

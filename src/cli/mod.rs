@@ -8,6 +8,7 @@ pub mod convert;
 mod curve;
 mod dataset;
 pub mod demo;
+mod environment;
 pub mod evaluate;
 pub mod export;
 pub mod import;

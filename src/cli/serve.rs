@@ -1,21 +1,22 @@
 //! `fewlabel serve`: the server for a folder of studies.
 
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::Context;
 use axum::http::HeaderValue;
 use clap::Args;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 
 use super::Usage;
+use super::environment::Settings;
 use crate::clock::SystemClock;
 use crate::config::{RawServeConfig, ServeConfig};
 use crate::model::{self, DeviceChoice, LabelSchema, Manifest, PctNetConfig, PrecisionChoice};
 use crate::project::{Limits, OpenProject, Project, ProjectError, SETTLE};
-use crate::rest::serve::{serve, stop_signal};
+use crate::rest::serve::{self, Limits as HttpLimits, stop_signal};
 use crate::rest::{App, AppParts, damaged, router};
 use crate::rounds::registry::{ModelVersion, Registry};
 use crate::sessions::Sessions;
@@ -36,7 +37,12 @@ const HOUSEKEEPING: Duration = Duration::from_secs(300);
 #[derive(Args, Clone, Debug)]
 pub struct ServeArgs {
     /// Folder with the images: *.nii.gz, *.nii, *.nrrd at its top level. Images are never changed
-    #[arg(long, value_name = "DIR|DICOMWEB_URL")]
+    #[arg(
+        long,
+        value_name = "DIR|DICOMWEB_URL",
+        env = "MONAI_LABEL_STUDIES",
+        hide_env_values = true
+    )]
     pub studies: String,
     /// Folder for labels, models and everything else this server writes [default: .fewlabel in the
     /// studies folder]
@@ -46,7 +52,12 @@ pub struct ServeArgs {
     #[arg(long, default_value = "127.0.0.1")]
     pub host: String,
     /// Port to listen on; 0 takes a free one, which the ready line tells
-    #[arg(long, default_value_t = 8000)]
+    #[arg(
+        long,
+        default_value_t = 8000,
+        env = "MONAI_LABEL_SERVER_PORT",
+        hide_env_values = true
+    )]
     pub port: u16,
     /// Where to compute: auto, cpu, cuda or cuda:N
     #[arg(long, default_value = "auto")]
@@ -68,6 +79,10 @@ pub struct ServeArgs {
     /// Let web pages of this origin (for example an OHIF viewer) use the server; repeatable
     #[arg(long, value_name = "ORIGIN")]
     pub cors_origin: Vec<HeaderValue>,
+    /// Answer to this host name too, by which a proxy passes requests on; repeatable. Without it a server that
+    /// listens on this machine only answers to the names of this machine only
+    #[arg(long, value_name = "NAME")]
+    pub allow_host: Vec<String>,
     /// Inference requests that may wait at the same time; more are answered with 429
     #[arg(long, default_value_t = 32, value_name = "N")]
     pub infer_queue: usize,
@@ -107,7 +122,11 @@ async fn start(args: ServeArgs) -> anyhow::Result<()> {
         upload_limit_bytes: args.upload_limit_mib << 20,
     })
     .map_err(|error| Usage(error.to_string()))?;
+    let settings = Settings::of_process()?;
     let logs = telemetry::init(args.log_format, &args.log)?;
+    for line in &settings.ignored {
+        tracing::warn!("ignored: {line}");
+    }
     let given = args
         .model
         .as_deref()
@@ -142,9 +161,7 @@ async fn start(args: ServeArgs) -> anyhow::Result<()> {
             ready_line(&project, &args.device, &live)?
         }
     };
-    let listener = TcpListener::bind(config.address)
-        .await
-        .with_context(|| format!("cannot listen on {}", config.address))?;
+    let listener = listen(&config)?;
     let address = listener.local_addr()?;
     let stop = stop_signal()?;
     // A damaged store gives a worker nothing to do.
@@ -164,8 +181,10 @@ async fn start(args: ServeArgs) -> anyhow::Result<()> {
     let mut housekeeping = tokio::task::JoinSet::new();
     if let Some(supervisor) = &supervisor {
         housekeeping.spawn(keep_house(project.clone(), sessions.clone()));
-        let follower = project.clone();
-        housekeeping.spawn(async move { follower.follow_studies().await });
+        if settings.follow_studies != Some(false) {
+            let follower = project.clone();
+            housekeeping.spawn(async move { follower.follow_studies().await });
+        }
         housekeeping.spawn(look_for_damage(project.clone(), supervisor.stopper()));
     }
     let no_worker = || watch::Sender::new(false).subscribe();
@@ -176,7 +195,10 @@ async fn start(args: ServeArgs) -> anyhow::Result<()> {
         logs,
         device: args.device.to_string(),
         infer_slots: config.infer_slots,
-        cors_origins: args.cors_origin,
+        cors_origins: [args.cors_origin, settings.cors_origins].concat(),
+        hosts: config.address.ip().is_loopback().then_some(args.allow_host),
+        prefix: settings.prefix,
+        offers: settings.offers,
         worker: supervisor
             .as_ref()
             .map_or_else(no_worker, Supervisor::alive),
@@ -185,7 +207,8 @@ async fn start(args: ServeArgs) -> anyhow::Result<()> {
         "fewlabel {} listens on http://{address}, {ready}",
         env!("CARGO_PKG_VERSION")
     );
-    let drained = serve(listener, router::router(app), stop).await;
+    let limits = HttpLimits::default().within_files();
+    let drained = serve::serve(listener, router::router(app), limits, stop).await;
     housekeeping.abort_all();
     if let Some(supervisor) = supervisor {
         supervisor.stop().await;
@@ -198,21 +221,39 @@ async fn start(args: ServeArgs) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Takes the address, or says what to do instead.
+fn listen(config: &ServeConfig) -> anyhow::Result<TcpListener> {
+    let address = config.address;
+    serve::bind(address).map_err(|error| {
+        let what_to_do = match error.kind() {
+            ErrorKind::AddrInUse => "another program listens there; stop it, or choose another --port (0 takes a free one)".to_owned(),
+            ErrorKind::AddrNotAvailable => format!(
+                "no network interface of this machine has the address {}; see --host",
+                address.ip()
+            ),
+            ErrorKind::PermissionDenied => {
+                "this user may not listen there; choose a --port of 1024 or more".to_owned()
+            }
+            _ => "see --host and --port".to_owned(),
+        };
+        anyhow::anyhow!("cannot listen on {address}: {error}: {what_to_do}")
+    })
+}
+
 /// Serves the reason, when nothing of the project can be read; returns any other error.
 async fn serve_damaged(config: &ServeConfig, error: anyhow::Error) -> anyhow::Result<()> {
     let Some(ProjectError::Damaged(reason)) = error.downcast_ref() else {
         return Err(error);
     };
     tracing::error!("nothing can be served: {reason}");
-    let listener = TcpListener::bind(config.address)
-        .await
-        .with_context(|| format!("cannot listen on {}", config.address))?;
+    let listener = listen(config)?;
     println!(
         "fewlabel {} listens on http://{}, DAMAGED: {reason}",
         env!("CARGO_PKG_VERSION"),
         listener.local_addr()?
     );
-    serve(listener, damaged::router(reason), stop_signal()?).await;
+    let limits = HttpLimits::default().within_files();
+    serve::serve(listener, damaged::router(reason), limits, stop_signal()?).await;
     Ok(())
 }
 

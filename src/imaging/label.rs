@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use super::Sample;
 use super::error::ImagingError;
 use super::geometry::Geometry;
 use super::volume::Volume;
@@ -108,20 +109,49 @@ pub fn write_label(
     format: LabelFormat,
 ) -> Result<(), ImagingError> {
     let narrow = label.voxels.iter().all(|&value| value <= 255);
-    let (sample, bytes): (_, Vec<u8>) = if narrow {
-        (
-            super::Sample::U8,
-            label.voxels.iter().map(|&value| value as u8).collect(),
-        )
-    } else {
-        (
-            super::Sample::U16,
-            label
-                .voxels
-                .iter()
-                .flat_map(|value| value.to_le_bytes())
-                .collect(),
-        )
+    let sample = if narrow { Sample::U8 } else { Sample::U16 };
+    write_label_as(path, label, names, format, sample)
+}
+
+/// As [`write_label`], with voxels of the type `sample`: `uint8`, `uint16`, `int16`, `int32` or `float32`.
+///
+/// # Errors
+/// Also for another type, and for a value that the type cannot hold.
+pub fn write_label_as(
+    path: &Path,
+    label: &Volume<u16>,
+    names: &[(u16, String)],
+    format: LabelFormat,
+    sample: Sample,
+) -> Result<(), ImagingError> {
+    let voxels = label.voxels.iter().copied();
+    let highest = match sample {
+        Sample::U8 => u16::from(u8::MAX),
+        Sample::I16 => i16::MAX.unsigned_abs(),
+        _ => u16::MAX,
+    };
+    if let Some(value) = voxels.clone().find(|&value| value > highest) {
+        return Err(ImagingError::Unsupported(format!(
+            "the label value {value} does not fit {}",
+            sample.name()
+        )));
+    }
+    let bytes: Vec<u8> = match sample {
+        Sample::U8 => voxels.map(|value| value as u8).collect(),
+        // The same bits as unsigned, which the check above leaves in range.
+        Sample::U16 | Sample::I16 => voxels.flat_map(u16::to_le_bytes).collect(),
+        Sample::I32 => voxels
+            .flat_map(|value| i32::from(value).to_le_bytes())
+            .collect(),
+        Sample::F32 => voxels
+            .flat_map(|value| f32::from(value).to_le_bytes())
+            .collect(),
+        other => {
+            return Err(ImagingError::Unsupported(format!(
+                "a label is not written as {}",
+                other.name()
+            )));
+        }
     };
     let compress = format.compressed();
     match format {
@@ -155,7 +185,7 @@ pub fn write_scan(
         .iter()
         .flat_map(|&hu| (hu.round() as i16).to_le_bytes())
         .collect();
-    let (geometry, sample, compress) = (&scan.geometry, super::Sample::I16, format.compressed());
+    let (geometry, sample, compress) = (&scan.geometry, Sample::I16, format.compressed());
     match format {
         LabelFormat::Nifti | LabelFormat::NiftiGz => {
             nifti::write(path, geometry, sample, &bytes, compress)
@@ -193,5 +223,32 @@ mod tests {
             Some(LabelFormat::NiftiGz)
         );
         assert_eq!(LabelFormat::from_suffix("case.mha"), None);
+    }
+
+    #[test]
+    fn the_type_that_was_asked_for_is_written_and_read_back() {
+        let folder = tempfile::tempdir().unwrap();
+        let steps = [[0.0, 0.0, 2.0], [0.0, 1.0, 0.0], [1.0, 0.0, 0.0]];
+        let geometry = Geometry::new([1, 2, 2], [0.0; 3], steps).unwrap();
+        let label = |value| Volume::new(geometry, vec![0, 1, 2, value]).unwrap();
+        for format in [LabelFormat::NiftiGz, LabelFormat::Nrrd] {
+            for (sample, value) in [
+                (Sample::U8, 200),
+                (Sample::U16, 60_000),
+                (Sample::I16, 300),
+                (Sample::I32, 60_000),
+                (Sample::F32, 300),
+            ] {
+                let path = folder.path().join(format!("a{}", format.suffix()));
+                write_label_as(&path, &label(value), &[], format, sample).unwrap();
+                let read = crate::imaging::read_label(&path, &Default::default()).unwrap();
+                assert_eq!(read.layers, [[0, 1, 2, value]], "{format:?} {sample:?}");
+            }
+        }
+        for (sample, value) in [(Sample::U8, 256), (Sample::I16, 40_000), (Sample::F64, 1)] {
+            let path = folder.path().join("b.nrrd");
+            let written = write_label_as(&path, &label(value), &[], LabelFormat::Nrrd, sample);
+            assert!(written.is_err() && !path.exists(), "{sample:?}");
+        }
     }
 }

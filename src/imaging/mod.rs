@@ -45,7 +45,7 @@ use std::path::Path;
 pub use budget::Budget;
 pub use error::ImagingError;
 pub use geometry::{Geometry, GeometryError};
-pub use label::{LabelFile, LabelFormat, Segment, write_label, write_scan};
+pub use label::{LabelFile, LabelFormat, Segment, write_label, write_label_as, write_scan};
 pub use raster::Raster;
 pub use sample::Sample;
 pub use volume::{Scan, Volume};

@@ -26,6 +26,7 @@ mod stale;
 mod structures;
 mod submit;
 mod upkeep;
+mod vitals;
 mod watch;
 
 use std::path::PathBuf;
@@ -56,6 +57,7 @@ pub use structures::{Code, Structure, Terminology};
 pub use submit::SubmitLabel;
 pub(crate) use submit::on_grid;
 pub use upkeep::{Backup, Checked, backup, check, restore};
+pub use vitals::{Queue, Space, Vitals};
 
 use crate::clock::Clock;
 use crate::imaging::Budget;

@@ -76,6 +76,25 @@ impl Scribbles {
     pub const BACKGROUND: &str = "background_scribbles";
 }
 
+/// The `result_extension` of whoever wants the numbers only.
+pub const NO_FILE: &str = ".json";
+
+/// Voxel type of a result file, by its name in numpy.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ResultType {
+    /// Unsigned 8 bit.
+    Uint8,
+    /// Unsigned 16 bit.
+    Uint16,
+    /// Signed 16 bit.
+    Int16,
+    /// Signed 32 bit.
+    Int32,
+    /// IEEE 754 single.
+    Float32,
+}
+
 /// Segment one image now; a person waits.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct InferRequest {
@@ -85,10 +104,10 @@ pub struct InferRequest {
     pub version: Option<i64>,
     /// What to segment.
     pub image: ImageSource,
-    /// Suffix of the result file with its dot.
+    /// Suffix of the result file with its dot; `.json` for no file.
     pub result_extension: String,
-    /// Voxel type the client wishes.
-    pub result_dtype: Option<String>,
+    /// Voxel type the client wishes; the smallest unsigned one when absent.
+    pub result_dtype: Option<ResultType>,
     /// Whether the result file is compressed.
     pub result_compress: bool,
     /// Keep only the largest connected component of each class.

@@ -20,6 +20,7 @@ pub async fn next(
     Segment(name): Segment,
     body: JsonObject,
 ) -> Result<Json<Value>, ApiError> {
+    App::require(app.offers.strategies, "the choice of a next sample")?;
     let params = body.or_empty();
     let client = params
         .get("client_id")

@@ -59,6 +59,7 @@ pub async fn start(
             q.flag("run_sync", false),
         )
     })?;
+    App::require(app.offers.batch_infer, "batch inference")?;
     app.live_model(&model).await?;
     let params = body.or_empty();
     let own: Params = typed(params.clone())?;

@@ -8,10 +8,13 @@ use serde_json::json;
 
 use super::edge;
 use super::error::ApiError;
+use super::metrics::{Metrics, of_the_process};
 
 /// Answers every route with the reason.
 pub fn router(reason: &str) -> Router {
     let refusal = reason.to_owned();
+    let metrics = Metrics::default();
+    let counted = metrics.clone();
     let (about, missing) = (refusal.clone(), refusal.clone());
     Router::new()
         .route("/livez", get(async || Json(json!({ "live": true }))))
@@ -26,6 +29,10 @@ pub fn router(reason: &str) -> Router {
             "/info/",
             get(move || std::future::ready(Json(super::info::nothing(&about)))),
         )
+        .route(
+            "/metrics",
+            get(move || std::future::ready(of_the_process(&counted))),
+        )
         .fallback(move || {
             std::future::ready(ApiError::new(
                 StatusCode::SERVICE_UNAVAILABLE,
@@ -33,5 +40,5 @@ pub fn router(reason: &str) -> Router {
                 refusal.clone(),
             ))
         })
-        .layer(axum::middleware::from_fn(edge::observe))
+        .layer(axum::middleware::from_fn_with_state(metrics, edge::observe))
 }

@@ -257,6 +257,7 @@ pub async fn put_label(
         .submit_label(submit)
         .await
         .map_err(|error| precondition(expected_revision, error))?;
+    app.metrics.submit();
     let id = label.image.to_string();
     Ok((
         [(ETAG, revision_tag(&label))],

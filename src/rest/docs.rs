@@ -19,6 +19,14 @@ pub fn html(text: &'static str) -> impl IntoResponse {
     )
 }
 
+/// `GET /favicon.ico`: the sign of the pages.
+pub async fn icon() -> impl IntoResponse {
+    (
+        [(CONTENT_TYPE, "image/svg+xml")],
+        include_str!("pages/icon.svg"),
+    )
+}
+
 /// `GET /static/{name}`: scripts and styles of the pages.
 ///
 /// # Errors

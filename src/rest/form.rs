@@ -2,25 +2,25 @@
 //!
 //! MONAI Label's clients send `/infer` with a multipart form, an urlencoded form or no body, so
 //! absence is not an error here. Files go to staging chunk by chunk; memory stays bounded whatever
-//! their size, and a client that stops sending is let go after [`IDLE_LIMIT`].
-
-use std::time::Duration;
+//! their size. A whole form may be as long as one upload; one without files, as long as a text.
 
 use axum::body::Body;
 use axum::extract::multipart::{Field, MultipartError};
 use axum::extract::{FromRequest, Multipart, Request};
+use axum::http::HeaderMap;
+use axum::http::header::CONTENT_LENGTH;
 use axum::http::header::{CONTENT_DISPOSITION, CONTENT_TYPE};
-use axum::http::{HeaderMap, StatusCode};
-use http_body_util::LengthLimitError;
+use http_body_util::{LengthLimitError, Limited};
 use percent_encoding::percent_decode_str;
 use serde_json::{Map, Value};
 
 use super::error::{ApiError, FieldError};
+use super::idle::Idle;
 use super::query::{SMALL_BODY_BYTES, read_small};
 use crate::project::{Staged, Staging};
 
-/// Longest wait for the next bytes of a body.
-pub const IDLE_LIMIT: Duration = Duration::from_secs(30);
+/// Boundaries, part headers and texts beside the files of a form.
+const ROOM_BYTES: u64 = 8 << 20;
 /// A DICOM series is one file per slice; nothing sane has more parts than this.
 const MAX_PARTS: usize = 8_192;
 
@@ -44,7 +44,8 @@ impl Form {
     /// Reads the form of `request`; files of fields in `keep` go to `staging`, others are dropped.
     ///
     /// # Errors
-    /// 400 for a broken body, 408 for an idle client, 413 for too much text, and what staging refuses.
+    /// 400 for a broken body, 408 for an idle client, 413 for a body or text that is too long, and what
+    /// staging refuses.
     pub async fn read(
         request: Request,
         staging: &Staging,
@@ -71,13 +72,25 @@ impl Form {
         staging: &Staging,
         keep: &[&str],
     ) -> Result<Self, ApiError> {
+        let limit_bytes = match keep {
+            [] => SMALL_BODY_BYTES as u64,
+            _ => staging.limit_bytes().saturating_add(ROOM_BYTES),
+        };
+        let announced = request.headers().get(CONTENT_LENGTH);
+        let announced = announced.and_then(|length| length.to_str().ok()?.parse::<u64>().ok());
+        if announced.is_some_and(|bytes| bytes > limit_bytes) {
+            return Err(ApiError::too_large(limit_bytes));
+        }
+        let limit = usize::try_from(limit_bytes).unwrap_or(usize::MAX);
+        let request = request.map(|body| Body::new(Limited::new(body, limit)));
+        let refused = |error: MultipartError| refusal(&error, limit_bytes);
         let mut parts = Multipart::from_request(request, &())
             .await
             .map_err(|_| ApiError::body_cut())?;
         let mut form = Self::default();
         let mut text_bytes = 0;
         let mut count = 0;
-        while let Some(mut field) = in_time(parts.next_field()).await? {
+        while let Some(mut field) = parts.next_field().await.map_err(refused)? {
             count += 1;
             if count > MAX_PARTS {
                 return Err(ApiError::too_large(MAX_PARTS as u64));
@@ -86,7 +99,7 @@ impl Form {
             match file_name(field.headers()) {
                 None => {
                     let mut text = Vec::new();
-                    while let Some(chunk) = in_time(field.chunk()).await? {
+                    while let Some(chunk) = field.chunk().await.map_err(refused)? {
                         text_bytes += chunk.len();
                         if text_bytes > SMALL_BODY_BYTES {
                             return Err(ApiError::too_large(SMALL_BODY_BYTES as u64));
@@ -97,10 +110,10 @@ impl Form {
                     form.texts.push((name, text));
                 }
                 Some(file_name) if keep.contains(&name.as_str()) => {
-                    let staged = stage(&mut field, staging).await?;
+                    let staged = stage(&mut field, staging, refused).await?;
                     form.files.push((name, Upload { staged, file_name }));
                 }
-                Some(_) => while in_time(field.chunk()).await?.is_some() {},
+                Some(_) => while field.chunk().await.map_err(refused)?.is_some() {},
             }
         }
         Ok(form)
@@ -162,28 +175,31 @@ fn missing_file(name: &'static str) -> ApiError {
     ApiError::invalid(vec![FieldError::missing("body", name)])
 }
 
-async fn stage(field: &mut Field<'_>, staging: &Staging) -> Result<Staged, ApiError> {
+async fn stage(
+    field: &mut Field<'_>,
+    staging: &Staging,
+    refused: impl Fn(MultipartError) -> ApiError,
+) -> Result<Staged, ApiError> {
     let mut writer = staging.create().await?;
-    while let Some(chunk) = in_time(field.chunk()).await? {
+    while let Some(chunk) = field.chunk().await.map_err(&refused)? {
         writer.write(&chunk).await?;
     }
     Ok(writer.finish().await?)
 }
 
-async fn in_time<T>(work: impl Future<Output = Result<T, MultipartError>>) -> Result<T, ApiError> {
-    match tokio::time::timeout(IDLE_LIMIT, work).await {
-        Ok(Ok(value)) => Ok(value),
-        Ok(Err(error)) if error.status() == StatusCode::PAYLOAD_TOO_LARGE => {
-            Err(ApiError::too_large(SMALL_BODY_BYTES as u64))
+/// Why a body could not be read to its end.
+pub fn refusal(error: &(dyn std::error::Error + 'static), limit_bytes: u64) -> ApiError {
+    let mut cause = Some(error);
+    while let Some(error) = cause {
+        if error.is::<Idle>() {
+            return ApiError::idle();
         }
-        Ok(Err(_)) => Err(ApiError::body_cut()),
-        Err(_) => Err(ApiError::idle()),
+        if error.is::<LengthLimitError>() {
+            return ApiError::too_large(limit_bytes);
+        }
+        cause = error.source();
     }
-}
-
-/// True when a body was refused for its length.
-pub fn is_length_limit(error: &axum::Error) -> bool {
-    std::error::Error::source(error).is_some_and(|cause| cause.is::<LengthLimitError>())
+    ApiError::body_cut()
 }
 
 fn media_type(headers: &HeaderMap) -> String {

@@ -18,7 +18,9 @@ use super::interaction::Target;
 use super::query::{Query, Segment, lenient_flag, typed};
 use super::{reply, task};
 
-use crate::project::requests::{ImageSource, InferRequest, InferResult, Interaction};
+use crate::project::requests::{
+    ImageSource, InferRequest, InferResult, Interaction, NO_FILE, ResultType,
+};
 use crate::project::{ImageId, JobId, JobKind, JobState, Jobs, Tag};
 
 /// When a client that was refused should come back.
@@ -38,6 +40,8 @@ enum Output {
 struct Params {
     result_extension: Option<String>,
     result_dtype: Option<String>,
+    #[serde(default = "yes", deserialize_with = "lenient_flag")]
+    result_write_to_file: bool,
     #[serde(deserialize_with = "lenient_flag")]
     result_compress: bool,
     #[serde(deserialize_with = "lenient_flag")]
@@ -107,8 +111,8 @@ pub async fn infer(
     let params: Params = typed(params)?;
     let upload = form.take_file("file");
     let session = match session.filter(|id| !id.is_empty()) {
-        Some(id) => app.sessions.get(&id, true).await?,
-        None => None,
+        Some(id) if app.offers.sessions => app.sessions.get(&id, true).await?,
+        _ => None,
     };
     let (source, name) = match (&session, &upload, image.filter(|id| !id.is_empty())) {
         (Some(session), _, _) => (
@@ -134,11 +138,9 @@ pub async fn infer(
             (ImageSource::Study { id }, image.name)
         }
         (None, None, None) => {
-            // Status and words of the real server.
-            return Err(ApiError::new(
-                axum::http::StatusCode::INTERNAL_SERVER_ERROR,
+            return Err(ApiError::bad_request(
                 "no_input",
-                "Neither Image nor File not Session ID input is provided",
+                "Neither Image nor File nor Session ID input is provided",
             ));
         }
     };
@@ -152,7 +154,21 @@ pub async fn infer(
                 .map_or_else(|| Ok(Tag::original()), Tag::parse)
         })
         .transpose()?;
-    let result_extension = result_extension(params.result_extension.as_deref(), &name)?;
+    let result_extension = if params.result_write_to_file {
+        result_extension(params.result_extension.as_deref(), &name)?
+    } else {
+        NO_FILE.to_owned()
+    };
+    let result_dtype = result_type(params.result_dtype)?;
+    if let Some(version) = params.version {
+        let known = app.registry.version(&target.model, version).await?;
+        known.ok_or_else(|| {
+            ApiError::not_found(
+                "no_version",
+                format!("there is no version {version} of this model on this server"),
+            )
+        })?;
+    }
     let client = params.client_id.as_deref().unwrap_or("admin").to_owned();
     let subject = match &source {
         ImageSource::Study { id } => Some(id.to_string()),
@@ -163,7 +179,7 @@ pub async fn infer(
         version: params.version,
         image: source,
         result_extension,
-        result_dtype: params.result_dtype,
+        result_dtype,
         result_compress: params.result_compress,
         largest_cc: params.largest_cc,
         save_label: save_label.map(|tag| tag.to_string()),
@@ -183,6 +199,7 @@ pub async fn infer(
     };
     let job = jobs.wait(job.id, task::POLL).await?;
     leaving.id = None;
+    app.metrics.inference(&job);
     // The worker has read the uploads by now.
     drop((upload, strokes));
     if job.state != JobState::Done {
@@ -239,7 +256,7 @@ async fn answer(result: Value, output: Output, code: &'static str) -> Result<Res
 
 /// The format of the result: what the client asked for, else that of the image.
 fn result_extension(asked: Option<&str>, image_name: &str) -> Result<String, ApiError> {
-    const KNOWN: [&str; 5] = [".seg.nrrd", ".nrrd", ".nii.gz", ".nii", ".json"];
+    const KNOWN: [&str; 5] = [".seg.nrrd", ".nrrd", ".nii.gz", ".nii", NO_FILE];
     let Some(asked) = asked.filter(|asked| !asked.is_empty()) else {
         let own = KNOWN.iter().find(|suffix| image_name.ends_with(**suffix));
         return Ok((*own.unwrap_or(&".nii.gz")).to_owned());
@@ -252,6 +269,25 @@ fn result_extension(asked: Option<&str>, image_name: &str) -> Result<String, Api
         "result_extension",
         format!("result_extension has to be one of {}", KNOWN.join(" ")),
     ))
+}
+
+/// The voxel type of the result, by its name in numpy.
+fn result_type(asked: Option<String>) -> Result<Option<ResultType>, ApiError> {
+    let Some(asked) = asked.filter(|asked| !asked.is_empty()) else {
+        return Ok(None);
+    };
+    ResultType::deserialize(Value::String(asked))
+        .map(Some)
+        .map_err(|_| {
+            ApiError::bad_request(
+                "result_dtype",
+                "result_dtype has to be one of uint8 uint16 int16 int32 float32",
+            )
+        })
+}
+
+fn yes() -> bool {
+    true
 }
 
 /// Cancels a job unless `id` was taken out.

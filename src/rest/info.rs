@@ -4,8 +4,10 @@
 //! of a default, and takes the k-th label name for voxel value k; OHIF takes the index. So lists are
 //! never empty, and indices are 1..N in order.
 
-use axum::Json;
+use axum::body::Bytes;
 use axum::extract::State;
+use axum::http::header::CONTENT_TYPE;
+use axum::response::{IntoResponse, Response};
 use serde_json::{Map, Value, json};
 
 use super::App;
@@ -18,38 +20,57 @@ use crate::rounds::strategy;
 /// Models, trainers, strategies and progress.
 #[utoipa::path(get, path = "/info/", tag = "App",
     responses((status = 200, description = "keys name, description, version, labels, models, trainers, strategies, scoring, train_stats, datastore")))]
-pub async fn info(State(app): State<App>) -> Result<Json<Value>, ApiError> {
+pub async fn info(State(app): State<App>) -> Result<Response, ApiError> {
+    let answer = async {
+        let whole = serde_json::to_vec(&everything(&app).await?);
+        whole
+            .map(Bytes::from)
+            .map_err(|error| ApiError::internal(&error))
+    };
+    let answer = app.info.get(answer).await?;
+    Ok(([(CONTENT_TYPE, "application/json")], answer).into_response())
+}
+
+async fn everything(app: &App) -> Result<Value, ApiError> {
     let mut models = Map::new();
     let mut trainers = Map::new();
     let mut stats = Map::new();
     for version in app.live_models().await? {
         let name = &version.name;
-        match model_entries(&app, &version) {
+        match model_entries(app, &version) {
             Ok(entries) => models.extend(entries),
             // Of a damaged store the rest is shown.
             Err(_) if app.project.read_only().is_some() => continue,
             Err(error) => return Err(error),
         }
-        trainers.insert(name.clone(), trainer_entry(&app));
-        stats.insert(name.clone(), train_stats(&app, name).await?);
+        if app.offers.train {
+            trainers.insert(name.clone(), trainer_entry(app));
+            stats.insert(name.clone(), train_stats(app, name).await?);
+        }
     }
     // Last, because Slicer takes the first model that has the first label for its proposals.
     let labels = indexed(app.project.schema().names());
     models.extend(
         interaction::scribbles_entries(&labels).map(|(name, entry)| (name.to_owned(), entry)),
     );
-    Ok(Json(json!({
+    let nothing = || json!({});
+    let strategies = strategy::NAMES.map(|name| (name, strategy_description(name)));
+    let strategies = app.offers.strategies.then(|| described(strategies));
+    let strategies = strategies.unwrap_or_else(nothing);
+    let scoring = app.offers.scoring.then(|| described(scoring::METHODS));
+    let scoring = scoring.unwrap_or_else(nothing);
+    Ok(json!({
         "name": format!("Fewlabel ({})", env!("CARGO_PKG_VERSION")),
         "description": description(app.project.read_only()),
         "version": env!("CARGO_PKG_VERSION"),
         "labels": app.project.schema().names(),
         "models": models,
         "trainers": trainers,
-        "strategies": described(strategy::NAMES.map(|name| (name, strategy_description(name)))),
-        "scoring": described(scoring::METHODS),
+        "strategies": strategies,
+        "scoring": scoring,
         "train_stats": stats,
         "datastore": counts(&app.project.counts().await?),
-    })))
+    }))
 }
 
 fn description(read_only: Option<&str>) -> String {

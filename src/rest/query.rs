@@ -244,21 +244,10 @@ pub fn lenient_flag<'de, D: Deserializer<'de>>(input: D) -> Result<bool, D::Erro
 /// A body that has to fit into memory.
 ///
 /// # Errors
-/// 413 when it is longer than [`SMALL_BODY_BYTES`], 400 when the client stopped sending.
+/// 413 when it is longer than [`SMALL_BODY_BYTES`], 408 when the client stopped sending, 400 when it left.
 pub async fn read_small(body: Body) -> Result<axum::body::Bytes, ApiError> {
-    match tokio::time::timeout(
-        super::form::IDLE_LIMIT,
-        axum::body::to_bytes(body, SMALL_BODY_BYTES),
-    )
-    .await
-    {
-        Ok(Ok(bytes)) => Ok(bytes),
-        Ok(Err(error)) if super::form::is_length_limit(&error) => {
-            Err(ApiError::too_large(SMALL_BODY_BYTES as u64))
-        }
-        Ok(Err(_)) => Err(ApiError::body_cut()),
-        Err(_) => Err(ApiError::idle()),
-    }
+    let read = axum::body::to_bytes(body, SMALL_BODY_BYTES).await;
+    read.map_err(|error| super::form::refusal(&error, SMALL_BODY_BYTES as u64))
 }
 
 #[cfg(test)]

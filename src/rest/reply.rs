@@ -20,6 +20,9 @@ use tokio_util::io::ReaderStream;
 
 use super::error::ApiError;
 
+/// Bytes that are read at once; each read waits for a thread.
+const CHUNK_BYTES: usize = 1 << 18;
+
 /// What may stand in a header parameter and in a path segment unescaped.
 const PLAIN: &AsciiSet = &NON_ALPHANUMERIC
     .remove(b'-')
@@ -43,7 +46,10 @@ pub async fn file(path: &Path, name: &str) -> Result<Response, ApiError> {
             format!("\"{size_bytes:x}-{:x}\"", modified.as_nanosecond()),
         ),
     ];
-    let body = Body::from_stream(ReaderStream::new(file.take(size_bytes)));
+    let body = Body::from_stream(ReaderStream::with_capacity(
+        file.take(size_bytes),
+        CHUNK_BYTES,
+    ));
     Ok((headers, body).into_response())
 }
 
@@ -62,7 +68,11 @@ pub async fn passing_file(path: TempPath, name: &str) -> Result<Response, ApiErr
         reader: file.take(size_bytes),
         _path: path,
     };
-    Ok((headers, Body::from_stream(ReaderStream::new(kept))).into_response())
+    Ok((
+        headers,
+        Body::from_stream(ReaderStream::with_capacity(kept, CHUNK_BYTES)),
+    )
+        .into_response())
 }
 
 /// The answer of `/infer`: `params` as JSON, then the file as part `image`; removes the file after.
@@ -99,7 +109,11 @@ pub async fn params_and_file(
         reader,
         _path: path,
     };
-    Ok((headers, Body::from_stream(ReaderStream::new(kept))).into_response())
+    Ok((
+        headers,
+        Body::from_stream(ReaderStream::with_capacity(kept, CHUNK_BYTES)),
+    )
+        .into_response())
 }
 
 /// Headers of [`file()`] without a body, for HEAD.

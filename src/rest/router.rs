@@ -8,6 +8,7 @@ use axum::http::header::{HOST, LOCATION};
 use axum::http::{HeaderMap, HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{any, get, post};
+use serde_json::json;
 use tower_http::cors::{AllowHeaders, AllowMethods, AllowOrigin, CorsLayer};
 use utoipa::OpenApi;
 use utoipa_axum::router::OpenApiRouter;
@@ -15,8 +16,8 @@ use utoipa_axum::routes;
 
 use super::error::ApiError;
 use super::{
-    App, absent, activelearning, batch, datastore, docs, edge, health, infer, info, logs, model,
-    reviews, revisions, scoring, session, structures, studies, train,
+    App, absent, activelearning, batch, datastore, description, docs, edge, guard, health, infer,
+    info, logs, metrics, model, reviews, revisions, scoring, session, structures, studies, train,
 };
 
 #[derive(OpenApi)]
@@ -26,10 +27,10 @@ use super::{
 ))]
 struct Description;
 
-/// The routes that `/openapi.json` describes.
+/// The routes of the protocol, and what this server adds to them.
 #[allow(deprecated)] // Routes that the real server hides, and that its clients need.
-fn described() -> OpenApiRouter<App> {
-    OpenApiRouter::with_openapi(Description::openapi())
+fn protocol() -> OpenApiRouter<App> {
+    OpenApiRouter::new()
         .routes(routes!(info::info))
         // Inference
         .routes(routes!(infer::infer))
@@ -82,20 +83,19 @@ fn described() -> OpenApiRouter<App> {
         // Operation
         .routes(routes!(logs::lines))
         .routes(routes!(logs::gpu))
-        .routes(routes!(health::livez))
-        .routes(routes!(health::readyz))
 }
 
-/// The whole server: described routes, pages, routes that are absent on purpose, and the edge.
-pub fn router(app: App) -> Router {
-    let cors = cors(app.cors_origins.iter().cloned());
-    let (routes, api) = described().split_for_parts();
-    let templates: Vec<String> = api.paths.paths.keys().cloned().collect();
-    routes
-        .route("/", get(docs::page))
-        .route("/docs", get(docs::page))
-        .route("/static/{name}", get(docs::asset))
-        .route("/openapi.json", get(axum::Json(api)))
+/// Routes for whoever keeps the server running; never behind a prefix.
+fn operation() -> OpenApiRouter<App> {
+    OpenApiRouter::with_openapi(Description::openapi())
+        .routes(routes!(health::livez))
+        .routes(routes!(health::readyz))
+        .routes(routes!(metrics::metrics))
+}
+
+/// Routes of the protocol that are absent on purpose.
+fn absent() -> Router<App> {
+    Router::new()
         .route("/auth/", any(absent::auth))
         .route("/ohif/", any(absent::ohif))
         .route("/ohif/{*path}", any(absent::ohif))
@@ -103,6 +103,29 @@ pub fn router(app: App) -> Router {
         .route("/infer/wsi/{model}", post(absent::wsi))
         .route("/infer/wsi_v2/{model}", post(absent::wsi))
         .route("/reload", post(absent::reload))
+}
+
+/// The whole server: described routes, pages, routes that are absent on purpose, and the edge.
+pub fn router(app: App) -> Router {
+    let guard = guard::Guard::new(app.hosts.clone(), app.cors_origins.clone());
+    let cors = cors(app.cors_origins.iter().cloned());
+    let metrics = app.metrics.clone();
+    let (routes, api) = match &*app.prefix {
+        "" => operation().merge(protocol()).split_for_parts(),
+        prefix => operation().nest(prefix, protocol()).split_for_parts(),
+    };
+    let routes = match &*app.prefix {
+        "" => routes.merge(absent()),
+        prefix => routes.nest(prefix, absent()),
+    };
+    let templates: Vec<String> = api.paths.paths.keys().cloned().collect();
+    let described = description::complete(json!(api), &app.prefix);
+    routes
+        .route("/", get(docs::page))
+        .route("/docs", get(docs::page))
+        .route("/static/{name}", get(docs::asset))
+        .route("/favicon.ico", get(docs::icon))
+        .route("/openapi.json", get(axum::Json(described)))
         .fallback(move |OriginalUri(uri): OriginalUri, headers: HeaderMap| {
             let target = other_spelling(uri.path(), &templates).map(|path| {
                 let query = uri.query().map(|query| format!("?{query}"));
@@ -121,7 +144,8 @@ pub fn router(app: App) -> Router {
         // Uploads are streamed and bounded in `form`; bodies in memory are bounded in `query`.
         .layer(DefaultBodyLimit::disable())
         .layer(cors)
-        .layer(axum::middleware::from_fn(edge::observe))
+        .layer(axum::middleware::from_fn_with_state(guard, guard::guard))
+        .layer(axum::middleware::from_fn_with_state(metrics, edge::observe))
         .with_state(app)
 }
 

@@ -41,6 +41,7 @@ pub async fn start(
     body: JsonObject,
 ) -> Result<Json<Value>, ApiError> {
     let run_sync = query.read(|q| q.flag("run_sync", false))?;
+    App::require(app.offers.scoring, "scoring")?;
     if !METHODS.iter().any(|(name, _)| *name == method) {
         return Err(ApiError::not_found(
             "no_method",
@@ -70,6 +71,7 @@ pub async fn start_all(
     body: JsonObject,
 ) -> Result<Json<Value>, ApiError> {
     let run_sync = query.read(|q| q.flag("run_sync", false))?;
+    App::require(app.offers.scoring, "scoring")?;
     let params = body.or_empty();
     let mut answer = Map::new();
     for (method, _) in METHODS {

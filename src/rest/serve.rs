@@ -1,13 +1,15 @@
 //! The accept loop: who may connect, for how long, and how the server stops.
 //!
-//! One task per connection. A connection has to send a whole request head within [`HEAD_LIMIT`],
-//! also the first one and also on a kept connection; bodies have their own limit in `form`. At
-//! most [`MAX_CONNECTIONS`] are open; more wait in the listen queue of the system.
+//! One task per connection. A connection has to send a whole request head within the limit, also the
+//! first one and also on a kept connection, so one without a request is closed after the same time; a
+//! client that stops in the middle of a body or of an answer is let go ([`super::idle`]). Only so many
+//! are open; more wait in the listen queue of the system.
 //!
-//! Stopping: the listener closes at once, requests in progress get [`DRAIN_LIMIT`].
+//! Stopping: the listener closes at once, requests in progress get the time of [`Limits::drain`].
 
 use std::convert::Infallible;
 use std::io;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -18,24 +20,95 @@ use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::graceful::GracefulShutdown;
-use tokio::net::TcpListener;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use tokio::net::{TcpListener, TcpSocket};
 use tokio::sync::Semaphore;
 use tower::ServiceExt;
 
-/// Time to send a request head.
-pub const HEAD_LIMIT: Duration = Duration::from_secs(15);
-/// Time for requests in progress when the server stops.
-pub const DRAIN_LIMIT: Duration = Duration::from_secs(30);
-/// Connections open at the same time.
-pub const MAX_CONNECTIONS: usize = 4_096;
+use super::idle::{IdleBody, IdleStream};
+
 /// Pause after a failed accept, for example when the process is out of file descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+/// Connections that wait to be taken; the system may allow fewer.
+const BACKLOG: u32 = 4_096;
+/// File descriptors that connections leave to files, the database and the worker.
+const SPARE_FILES: u64 = 128;
+
+/// What a connection may take.
+#[derive(Debug, Clone, Copy)]
+pub struct Limits {
+    /// Time to send a request head, and until the next request on a kept connection.
+    pub head: Duration,
+    /// Longest wait for the next byte of a body, and for the client to take more of an answer.
+    pub idle: Duration,
+    /// Time for requests in progress when the server stops.
+    pub drain: Duration,
+    /// Connections open at the same time.
+    pub connections: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            head: Duration::from_secs(10),
+            idle: Duration::from_secs(30),
+            drain: Duration::from_secs(30),
+            connections: 4_096,
+        }
+    }
+}
+
+impl Limits {
+    /// The same limits with no more connections than the system lets this process open. Asks it first
+    /// for as many files as it may have at all: the usual limit is below what a server needs.
+    #[must_use]
+    pub fn within_files(mut self) -> Self {
+        let allowed = getrlimit(Resource::Nofile);
+        let raised = Rlimit {
+            current: allowed.maximum,
+            maximum: allowed.maximum,
+        };
+        let current = match setrlimit(Resource::Nofile, raised) {
+            Ok(()) => allowed.maximum,
+            Err(_) => allowed.current,
+        };
+        if let Some(files) = current {
+            // A request may need a file of its own beside its connection.
+            let connections = files.saturating_sub(SPARE_FILES).max(2) / 2;
+            self.connections = self
+                .connections
+                .min(usize::try_from(connections).unwrap_or(usize::MAX));
+        }
+        self
+    }
+}
+
+/// Listens on an address. Up to [`BACKLOG`] connections wait to be taken: with the usual 128, of 200 clients
+/// that come at the same moment some would have to try again, after a second.
+///
+/// # Errors
+/// When the address cannot be had.
+pub fn bind(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = match address {
+        SocketAddr::V4(_) => TcpSocket::new_v4()?,
+        SocketAddr::V6(_) => TcpSocket::new_v6()?,
+    };
+    // A restarted server gets the address that its forerunner's connections still hold.
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)?;
+    socket.listen(BACKLOG)
+}
 
 /// Answers requests on `listener` until `stop` is ready, then drains.
 ///
-/// Returns true when every request in progress was answered within [`DRAIN_LIMIT`].
-pub async fn serve(listener: TcpListener, routes: Router, stop: impl Future<Output = ()>) -> bool {
-    let slots = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+/// Returns true when every request in progress was answered within the time for draining.
+pub async fn serve(
+    listener: TcpListener,
+    routes: Router,
+    limits: Limits,
+    stop: impl Future<Output = ()>,
+) -> bool {
+    let slots = Arc::new(Semaphore::new(limits.connections));
     let graceful = GracefulShutdown::new();
     let mut stop = std::pin::pin!(stop);
     loop {
@@ -63,14 +136,15 @@ pub async fn serve(listener: TcpListener, routes: Router, stop: impl Future<Outp
         let service = service_fn(move |request: Request<Incoming>| {
             let routes = routes.clone();
             async move {
-                let answer = routes.oneshot(request.map(Body::new)).await;
+                let request = request.map(|body| Body::new(IdleBody::new(body, limits.idle)));
+                let answer = routes.oneshot(request).await;
                 answer.map_err(|never: Infallible| never)
             }
         });
         let connection = hyper::server::conn::http1::Builder::new()
             .timer(TokioTimer::new())
-            .header_read_timeout(HEAD_LIMIT)
-            .serve_connection(TokioIo::new(stream), service);
+            .header_read_timeout(limits.head)
+            .serve_connection(TokioIo::new(IdleStream::new(stream, limits.idle)), service);
         let connection = graceful.watch(connection);
         tokio::spawn(async move {
             if let Err(error) = connection.await {
@@ -80,7 +154,7 @@ pub async fn serve(listener: TcpListener, routes: Router, stop: impl Future<Outp
         });
     }
     drop(listener);
-    tokio::time::timeout(DRAIN_LIMIT, graceful.shutdown())
+    tokio::time::timeout(limits.drain, graceful.shutdown())
         .await
         .is_ok()
 }

@@ -23,6 +23,7 @@ pub async fn create(
     query: Query,
     request: Request,
 ) -> Result<Json<Value>, ApiError> {
+    let sessions = app.sessions()?;
     let (uncompress, expiry) =
         query.read(|q| (q.flag("uncompress", false), q.integer("expiry", 0)))?;
     if uncompress {
@@ -33,6 +34,7 @@ pub async fn create(
         ));
     }
     let expiry_s = u32::try_from(expiry).ok().filter(|seconds| *seconds > 0);
+    let expiry_s = expiry_s.unwrap_or(app.offers.session_expiry_s);
     // Before a byte of the body is read.
     app.project.staging().check_space()?;
     let form = Form::read(request, &app.project.staging(), &["files"]).await?;
@@ -41,7 +43,7 @@ pub async fn create(
         .into_iter()
         .map(|upload| (upload.file_name, upload.staged))
         .collect();
-    let session = app.sessions.create(files, expiry_s).await?;
+    let session = sessions.create(files, expiry_s).await?;
     Ok(Json(
         json!({ "session_id": session.id, "session_info": session.info() }),
     ))
@@ -61,7 +63,7 @@ pub async fn get(
 ) -> Result<Response, ApiError> {
     let (touch, image) = query.read(|q| (q.flag("update_ts", false), q.flag("image", false)))?;
     let session =
-        app.sessions.get(&id, touch).await?.ok_or_else(|| {
+        app.sessions()?.get(&id, touch).await?.ok_or_else(|| {
             ApiError::not_found("no_session", format!("Session ({id}) Not Found"))
         })?;
     if !image {
@@ -82,7 +84,7 @@ pub async fn get(
     params(("session_id" = String, Path, description = "from the creation of the session")),
     responses((status = 200, description = "session_info"), (status = 404, description = "no such session")))]
 pub async fn remove(State(app): State<App>, Segment(id): Segment) -> Result<Json<Value>, ApiError> {
-    let session = app.sessions.remove(&id).await?;
+    let session = app.sessions()?.remove(&id).await?;
     let session = session.ok_or_else(|| ApiError::not_found("no_session", "Session Not Found"))?;
     Ok(Json(session.info()))
 }

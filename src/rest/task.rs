@@ -77,7 +77,8 @@ impl Task {
     /// `POST`: queues the work; the answer is the task, or the result when `run_sync`.
     ///
     /// # Errors
-    /// 429 when such a task is running and `enqueue` is off; 500 when synchronous work failed.
+    /// 429 when such a task is running and `enqueue` is off; 422 when synchronous work failed for a reason that
+    /// the task tells.
     pub async fn start<P: Serialize>(
         self,
         app: &App,
@@ -103,6 +104,14 @@ impl Task {
         let job = jobs.wait(job.id, POLL).await?;
         match job.state {
             JobState::Done => Ok(Json(job.result)),
+            JobState::Error => match &job.error {
+                Some(reason) => Err(ApiError::new(
+                    StatusCode::UNPROCESSABLE_ENTITY,
+                    "job_failed",
+                    reason,
+                )),
+                None => Err(failed(&job)),
+            },
             _ => Err(failed(&job)),
         }
     }

@@ -41,6 +41,7 @@ pub async fn start(
         run_sync: q.flag("run_sync", false),
         enqueue: q.flag("enqueue", false),
     })?;
+    App::require(app.offers.train, "training")?;
     app.live_model(&model).await?;
     let params = body.or_empty();
     let payload = train_request(&model, params.clone())?;
@@ -72,6 +73,7 @@ pub async fn start_all(
     body: JsonObject,
 ) -> Result<Json<Value>, ApiError> {
     let run_sync = query.read(|q| q.flag("run_sync", false))?;
+    App::require(app.offers.train, "training")?;
     let how = Start {
         run_sync,
         enqueue: true,

@@ -95,6 +95,19 @@ pub struct NewJob {
     pub request: Value,
 }
 
+/// How many jobs of a kind wait, or run.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LiveCount {
+    /// Kind of work.
+    pub kind: JobKind,
+    /// Whether a worker has them.
+    pub running: bool,
+    /// How many.
+    pub count: i64,
+    /// When the oldest was enqueued, milliseconds since 1970-01-01 UTC.
+    pub oldest_ms: i64,
+}
+
 /// A leased job; only with it can the job be finished.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Claimed {
@@ -151,6 +164,9 @@ impl fmt::Display for JobId {
 }
 
 impl JobKind {
+    /// Every kind, the most urgent first.
+    pub const ALL: [Self; 4] = [Self::Infer, Self::Score, Self::BatchInfer, Self::Train];
+
     /// Name in the rows.
     pub fn as_str(self) -> &'static str {
         match self {
@@ -273,6 +289,23 @@ impl Jobs {
             .fetch_all(self.database.readers())
             .await?;
         rows.into_iter().map(JobRecord::into_job).collect()
+    }
+
+    /// For each kind with live jobs: how many wait and how many run, and since when.
+    pub async fn live_counts(&self) -> Result<Vec<LiveCount>, StoreError> {
+        let rows: Vec<(String, String, i64, i64)> = sqlx::query_as(sql!("jobs_live_counts"))
+            .fetch_all(self.database.readers())
+            .await?;
+        rows.into_iter()
+            .map(|(kind, state, count, oldest_ms)| {
+                Ok(LiveCount {
+                    kind: serde_json::from_value(Value::String(kind))?,
+                    running: state == JobState::Running.as_str(),
+                    count,
+                    oldest_ms,
+                })
+            })
+            .collect()
     }
 
     /// How many jobs of this kind wait for a worker.

@@ -41,6 +41,11 @@ impl Staging {
         }
     }
 
+    /// The largest file it takes.
+    pub fn limit_bytes(&self) -> u64 {
+        self.limit_bytes
+    }
+
     /// The same directory, taking nothing when there is a reason.
     #[must_use]
     pub fn refusing(mut self, reason: Option<&str>) -> Self {

@@ -8,9 +8,11 @@ use serde_json::{Value, json};
 
 use super::{Failure, Outcome, Reporter, Worker};
 use crate::imaging::components::{self, Connectivity};
-use crate::imaging::{Budget, LabelFormat, Volume, read_scan, write_label};
+use crate::imaging::{Budget, LabelFormat, Sample, Volume, read_scan, write_label, write_label_as};
 use crate::model::{DeviceChoice, PrecisionChoice, Segmentation, Segmenter};
-use crate::project::requests::{ImageSource, InferRequest, InferResult, Interaction};
+use crate::project::requests::{
+    ImageSource, InferRequest, InferResult, Interaction, NO_FILE, ResultType,
+};
 use crate::project::{ImageId, MadeBy, Map, Origin, SubmitLabel, Tag};
 use crate::rounds::registry::{ModelVersion, Registry};
 
@@ -97,6 +99,9 @@ impl Worker {
             components::keep_largest(labels, Connectivity::Corners26);
         }
         let suffix = request.result_extension.as_str();
+        // Without a file for the client there may still be one to keep.
+        let wants_file = suffix != NO_FILE;
+        let suffix = if wants_file { suffix } else { ".nii.gz" };
         let format = LabelFormat::from_suffix(suffix)
             .ok_or_else(|| Failure::Error(format!("result_extension {suffix:?} cannot be written; use .nii.gz, .nii, .nrrd or .seg.nrrd")))?;
         let format = match format {
@@ -111,7 +116,13 @@ impl Worker {
         let centroids = centroids(labels, &names);
         let post_s = post.elapsed().as_secs_f64();
         let write = Instant::now();
-        write_label(&file, labels, &names, format)?;
+        let writes = wants_file || request.save_label.is_some();
+        if writes {
+            match request.result_dtype.map(sample) {
+                Some(sample) => write_label_as(&file, labels, &names, format, sample)?,
+                None => write_label(&file, labels, &names, format)?,
+            }
+        }
         let write_s = write.elapsed().as_secs_f64();
         let seconds = |stage: &str| {
             let found = proposal
@@ -149,8 +160,11 @@ impl Worker {
                 self.keep(id, tag, &file, version, &params)?;
             }
         }
+        if writes && !wants_file {
+            std::fs::remove_file(&file)?;
+        }
         Ok(serde_json::to_value(InferResult {
-            file: Some(file),
+            file: wants_file.then_some(file),
             params,
             refused: None,
         })?)
@@ -263,6 +277,16 @@ impl Worker {
 
 fn no_version(model: &str) -> Failure {
     Failure::Error(format!("there is no such version of model {model:?}"))
+}
+
+fn sample(asked: ResultType) -> Sample {
+    match asked {
+        ResultType::Uint8 => Sample::U8,
+        ResultType::Uint16 => Sample::U16,
+        ResultType::Int16 => Sample::I16,
+        ResultType::Int32 => Sample::I32,
+        ResultType::Float32 => Sample::F32,
+    }
 }
 
 /// The answer to an image that cannot be used: the sender's matter, not a failure of the work.

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use fewlabel::project::{ImageId, ProjectError, Tag};
-use fewlabel::rest::{App, AppParts, router, serve as rest};
+use fewlabel::rest::{App, AppParts, Offers, router, serve as rest};
 use fewlabel::rounds::registry::Registry;
 use fewlabel::sessions::Sessions;
 use fewlabel::telemetry::LogRing;
@@ -109,10 +109,20 @@ pub fn serve(dir: &Path) {
             device: "cpu".to_owned(),
             infer_slots: 1,
             cors_origins: Vec::new(),
+            hosts: None,
+            prefix: String::new(),
+            offers: Offers::default(),
             worker: watch::channel(false).1,
         });
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         say(&listener.local_addr().unwrap().to_string());
-        rest::serve(listener, router::router(app), std::future::pending()).await;
+        let limits = rest::Limits::default();
+        rest::serve(
+            listener,
+            router::router(app),
+            limits,
+            std::future::pending(),
+        )
+        .await;
     });
 }

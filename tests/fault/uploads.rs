@@ -3,7 +3,7 @@
 use axum::body::Body;
 use axum::http::Request;
 use fewlabel::project::{ImageId, Project, Tag};
-use fewlabel::rest::{App, AppParts, router};
+use fewlabel::rest::{App, AppParts, Offers, router};
 use fewlabel::rng::Rng;
 use fewlabel::rounds::registry::Registry;
 use fewlabel::sessions::Sessions;
@@ -30,6 +30,9 @@ fn app(project: &Project) -> axum::Router {
         device: "cpu".to_owned(),
         infer_slots: 1,
         cors_origins: Vec::new(),
+        hosts: None,
+        prefix: String::new(),
+        offers: Offers::default(),
         worker: watch::channel(false).1,
     }))
 }

@@ -19,6 +19,8 @@ mod rest_datastore;
 mod rest_general;
 mod rest_infer;
 mod rest_info;
+mod rest_limits;
+mod rest_metrics;
 mod rest_model;
 mod rest_reviews;
 mod rest_session;

@@ -160,6 +160,11 @@ async fn named_origins_only_and_no_compressed_bodies() {
         Some(named[0].1)
     );
     assert_eq!(reply.header("access-control-allow-credentials"), None);
+    let reply = server.send("POST", "/train/pct-net-s", &other, b"").await;
+    assert_eq!(
+        (reply.status, &reply.json()["code"]),
+        (403, &"wrong_origin".into())
+    );
     let sent = [
         ("Content-Encoding", "gzip"),
         ("Content-Type", "application/json"),
@@ -208,6 +213,8 @@ async fn pages_load_only_from_here() {
             "{page}"
         );
     }
+    let icon = server.get("/favicon.ico").await;
+    assert_eq!(icon.header("content-type"), Some("image/svg+xml"));
     for asset in ["docs.js", "logs.js", "page.css"] {
         assert_eq!(server.get(&format!("/static/{asset}")).await.status, 200);
     }
@@ -260,6 +267,7 @@ async fn the_description_lists_every_route() {
       "/livez get",
       "/logs/ get",
       "/logs/gpu get",
+      "/metrics get",
       "/model/info/{model} get",
       "/model/{model} get put delete",
       "/readyz get",
@@ -272,6 +280,17 @@ async fn the_description_lists_every_route() {
       "/train/{model} post"
     ]
     "#);
+    for (path, methods) in api["paths"].as_object().unwrap() {
+        for (method, operation) in methods.as_object().unwrap() {
+            let answers = &operation["responses"];
+            assert!(answers["default"].is_object(), "{method} {path}");
+        }
+    }
+    let form = &api["paths"]["/datastore/label"]["put"]["requestBody"];
+    assert_eq!(
+        form["content"]["multipart/form-data"]["schema"]["required"],
+        json!(["label"])
+    );
 }
 
 #[tokio::test]

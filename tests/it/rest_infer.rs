@@ -1,10 +1,10 @@
 //! `/infer`: every kind of body, every output, and who waits.
 
-use fewlabel::project::requests::{ImageSource, InferRequest};
+use fewlabel::project::requests::{ImageSource, InferRequest, ResultType};
 use fewlabel::project::{Job, JobKind, JobState};
 use serde::Deserialize;
 
-use crate::support::{Reply, TestServer};
+use crate::support::{Reply, Setup, TestServer};
 
 async fn last_job(server: &TestServer) -> Job {
     server
@@ -76,7 +76,7 @@ async fn the_two_parts_arrive_whole_and_the_file_is_gone() {
     assert!(server.scratch_files().is_empty());
     let request = last_request(&server).await;
     assert!(matches!(request.image, ImageSource::Study { id } if id.as_str() == "case 02"));
-    assert_eq!(request.result_dtype.as_deref(), Some("uint8"));
+    assert_eq!(request.result_dtype, Some(ResultType::Uint8));
 }
 
 #[tokio::test]
@@ -145,11 +145,28 @@ async fn outputs() {
         disposition.starts_with("attachment; filename=\"") && disposition.ends_with(".nii.gz\"")
     );
     assert!(server.scratch_files().is_empty());
-    let params = [("params", "", br#"{"result_extension":".json"}"#.as_slice())];
-    let reply = server
-        .form("POST", "/infer/pct-net-s?image=case_01", &params)
-        .await;
-    assert_eq!(reply.header("content-type"), Some("application/json"));
+    for params in [
+        r#"{"result_extension":".json"}"#,
+        r#"{"result_write_to_file":false,"result_extension":".nrrd"}"#,
+    ] {
+        let params = [("params", "", params.as_bytes())];
+        let reply = server
+            .form("POST", "/infer/pct-net-s?image=case_01", &params)
+            .await;
+        assert_eq!(reply.header("content-type"), Some("application/json"));
+    }
+    for (params, status) in [
+        (r#"{"result_extension":".mha"}"#, 400),
+        (r#"{"result_dtype":"complex64"}"#, 400),
+        (r#"{"result_dtype":7}"#, 400),
+        (r#"{"version":7}"#, 404),
+    ] {
+        let sent = [("params", "", params.as_bytes())];
+        let reply = server
+            .form("POST", "/infer/pct-net-s?image=case_01", &sent)
+            .await;
+        assert_eq!(reply.status, status, "{params}: {}", reply.text());
+    }
     for (output, status) in [("dicom_seg", 400), ("other", 422)] {
         let path = format!("/infer/pct-net-s?image=case_01&output={output}");
         assert_eq!(server.send("POST", &path, &[], b"").await.status, status);
@@ -180,10 +197,9 @@ async fn sessions_and_what_is_missing() {
     let path = "/infer/pct-net-s?image=case_01&session_id=no-such-session";
     parts(&server.send("POST", path, &[], b"").await);
     let reply = server.send("POST", "/infer/pct-net-s", &[], b"").await;
-    assert_eq!(reply.status, 500);
     assert_eq!(
-        reply.json()["detail"],
-        "Neither Image nor File not Session ID input is provided"
+        (reply.status, reply.json()["code"].clone()),
+        (400, "no_input".into())
     );
     for path in [
         "/infer/pct-net-s?image=none",
@@ -205,7 +221,11 @@ async fn sessions_and_what_is_missing() {
 
 #[tokio::test]
 async fn a_full_queue_is_told_and_empties() {
-    let server = TestServer::with_infer_slots(1).await;
+    let server = TestServer::with(Setup {
+        infer_slots: 1,
+        ..Setup::default()
+    })
+    .await;
     let path = "/infer/pct-net-s?image=case_01";
     let waiting = server.open("POST", path, &[], b"").await;
     while server

@@ -72,3 +72,39 @@ async fn what_is_refused() {
         assert_eq!(server.get(&format!("/session/{id}")).await.status, 404);
     }
 }
+
+#[tokio::test]
+async fn several_files_and_the_end_by_time() {
+    let server = TestServer::start().await;
+    let _worker = server.worker();
+    let image = server.image_bytes();
+    let parts = [
+        ("files", "/home/me/a.dcm", image.as_slice()),
+        ("files", "/home/me/b.dcm", image.as_slice()),
+    ];
+    let created = server
+        .form("PUT", "/session/?expiry=100", &parts)
+        .await
+        .json();
+    let id = created["session_id"].as_str().unwrap();
+    let info = &created["session_info"];
+    assert_eq!(
+        (&info["expiry"], &info["image"]),
+        (&100.into(), &info["path"])
+    );
+    let path = format!("/session/{id}");
+    // A look is no use; it is one when it says so, and an inference is.
+    server.clock.advance_ms(60_000);
+    let touched = server.get(&format!("{path}?update_ts=true")).await.json();
+    let age = touched["last_access_ts"].as_i64().unwrap() - touched["create_ts"].as_i64().unwrap();
+    assert_eq!(age, 60);
+    server.clock.advance_ms(60_000);
+    let infer = format!("/infer/pct-net-s?session_id={id}&output=json");
+    assert_eq!(server.send("POST", &infer, &[], b"").await.status, 200);
+    server.clock.advance_ms(60_000);
+    assert_eq!(server.get(&path).await.status, 200);
+    server.clock.advance_ms(60_000);
+    assert_eq!(server.get(&path).await.status, 404);
+    // Its image is not used any more either.
+    assert_eq!(server.send("POST", &infer, &[], b"").await.status, 400);
+}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import pathlib
 from collections.abc import Callable, Iterator
 
@@ -30,8 +31,8 @@ REFUSED: dict[str, tuple[int, Call]] = {
     "download, unknown tag": (404, lambda c, s: c.download_label(STUDIES[0], "unknown")),
     "infer, unknown model": (404, lambda c, s: c.infer("unknown", STUDIES[0], {})),
     "infer, unknown image": (404, lambda c, s: c.infer(MODEL, "unknown", {})),
-    "infer, nothing": (500, lambda c, s: c.infer(MODEL, "", {})),
-    "infer, unknown session": (500, lambda c, s: c.infer(MODEL, "", {}, session_id="unknown")),
+    "infer, nothing": (400, lambda c, s: c.infer(MODEL, "", {})),
+    "infer, unknown session": (400, lambda c, s: c.infer(MODEL, "", {}, session_id="unknown")),
     "infer, damaged file": (422, lambda c, s: c.infer(MODEL, "", {}, file=str(s.folder / "empty.nii.gz"))),
     "infer, unknown format": (400, lambda c, s: c.infer(MODEL, STUDIES[0], {"result_extension": ".stl"})),
     "pathology": (404, lambda c, s: c.wsi_infer(MODEL, STUDIES[0])),
@@ -59,6 +60,13 @@ def test_refused(case: str, untouched: Server, tmp_path: pathlib.Path) -> None:
     assert "request_id" in refused.value.msg
     assert set(client.datastore()["objects"]) == set(STUDIES), "nothing was kept"
     assert client.info()["datastore"]["completed"] == 0
+
+
+def test_every_method_is_tried() -> None:
+    """Each method of the client is called by some test of this folder."""
+    methods = {name for name, _ in inspect.getmembers(MONAILabelClient, inspect.isfunction) if not name.startswith("_")}
+    tests = "".join(path.read_text() for path in pathlib.Path(__file__).parent.glob("test_*.py"))
+    assert not {name for name in methods if f".{name}(" not in tests}
 
 
 def test_no_server(tmp_path: pathlib.Path) -> None:

@@ -32,17 +32,17 @@ TABLE = (
     Deliberate("an error has a code for programs and the id that is in the log", ".*", r"body\.(code|request_id): more"),
     Deliberate(
         "what does not exist is not found, instead of an internal error",
-        "(delete image|submit|label info of the Reviewer|infer|next sample), unknown( model| image)?",
+        "(delete image|submit|label info of the Reviewer|infer|next sample|(image|label) info, put), unknown( model| image)?",
         "status: 500 -> 404|content_type: text/plain -> application/json|body: text -> object",
     ),
     Deliberate(
         "a task for something unknown is refused at once, instead of failing later",
-        "(scoring, unknown method|train, unknown model)",
+        "(scoring, unknown method|(train|batch), unknown model)",
         r"status: 200 -> 404|body\.(id|status|request|start_ts|details): missing|body\.detail: more",
     ),
     Deliberate(
-        "params that are no JSON object are the client's mistake",
-        ".*, bad params",
+        "params that cannot be used are the client's mistake",
+        ".*, (bad params|bad info|unknown dtype)",
         "status: 500 -> 400|content_type: text/plain -> application/json|body: text -> object",
     ),
     Deliberate(
@@ -52,6 +52,19 @@ TABLE = (
     ),
     Deliberate("an image that comes again keeps its labels", "its label afterwards", r"body\.(ts|name): more"),
     Deliberate("nobody stops the server over HTTP", "reload", r"status: 200 -> 403|body\.detail: more"),
+    Deliberate("an inference of nothing is the client's mistake", "infer, nothing to infer", "status: 500 -> 400"),
+    Deliberate(
+        "what this server does not have is not found, instead of an internal error",
+        "logs of the GPU|DICOM proxy|infer, pathology",
+        "status: 500 -> 404|content_type: text/plain -> application/json|body: text -> object",
+    ),
+    Deliberate("a sign that needs no file", "icon", r"content_type: image/x-icon -> image/svg\+xml|headers\.(last-modified|etag): missing"),
+    Deliberate("every method of a route is named", "datastore, wrong method", r"headers\.allow: GET -> DELETE, GET, HEAD, PUT"),
+    Deliberate(
+        "of a proposal among many the label is kept, and which version gave it",
+        "batch, at once",
+        r"body\.case 02\.params\.(latencies: missing|centroids: missing|model_version: more)",
+    ),
     Deliberate("refused before the inference, not after it", "infer, DICOM SEG", "status: 500 -> 400"),
     Deliberate(
         "strokes need no model of their own, so that they are always offered, as the real server's radiology app does",
@@ -68,7 +81,7 @@ TABLE = (
     Deliberate("the revision that was made, for whoever wants to know", "submit.*", r"headers\.etag: more"),
     Deliberate(
         "a file made for one answer cannot be asked for again",
-        "dataset|infer, (image|compressed)",
+        "dataset.*|infer, (image|compressed|int16)",
         r"headers\.(last-modified|etag): missing",
     ),
     Deliberate("images by id, instead of as the file system lists them", "datastore, all", r"body\.objects: other order"),

@@ -13,6 +13,7 @@ import numpy
 import pytest
 
 from extension import Desk, FakeScene
+from FewlabelLib.lead import Lead
 from FewlabelLib.review import Review
 from FewlabelLib.session import Busy, State
 from serving import LABELS, ORIGIN_MM, PROGRAM, SHAPE, SPACING_MM, make_studies, torso
@@ -207,3 +208,45 @@ def test_killed_in_every_state(desk: Desk, tmp_path: pathlib.Path) -> None:
         last = session.case
         assert last and (stored(desk, last.image) == 1)[5].any() and (stored(desk, last.image) == 2)[6].any()
         assert numpy.array_equal(stored(desk, first.image), wanted)
+
+
+def test_the_lead_and_leases(desk: Desk, tmp_path: pathlib.Path) -> None:
+    """What the tab Project shows and orders, and two people who never get the same case."""
+    with killable(tmp_path) as server:
+        session = desk.session
+        desk.case(server.url)
+        lead = Lead(desk.jobs, lambda: session.client, lambda: session.model, lambda: 0.0)
+        desk.do(lead.refresh)
+        if lead.message and "nothing like that" in lead.message.text:
+            pytest.skip("this server has no rounds")
+        assert lead.message is None, lead.message
+        assert lead.view().labels.startswith("0 of 3 cases labelled, 1 being worked on."), lead.view().labels
+        assert [row[:2] for row in lead.view().versions] == [(1, "live")]
+        assert not lead.view().buttons["start"].enabled
+
+        other = Desk(tmp_path / "second", scene())
+        other.do(other.session.connect, server.url, "ben")
+        other.do(other.session.next_case)
+        assert other.session.case and session.case and other.session.case.image != session.case.image
+        again = Desk(tmp_path / "after a crash", scene())
+        again.case(server.url)
+        assert again.session.case and again.session.case.image == session.case.image, "the same person gets the same case"
+        first = session.case.image
+        desk.do(session.next_case)
+        assert session.case.image != first and session.case.image != other.session.case.image, "left without a submit, it is given back"
+
+        desk.draw("liver", 5)
+        desk.submit()
+        desk.do(lead.refresh)
+        assert lead.view().annotators[0][:3] == ("ann", "1", "1")
+        assert dict(lead.view().structures) == {name: "1" for name in LABELS}
+        desk.do(lead.start_round)
+        assert lead.running, lead.message
+        assert lead.view().round.startswith("Round 1") and not lead.view().buttons["start"].enabled
+        desk.do(lead.stop_round)
+        desk.do(lead.refresh)
+        assert lead.running is None and "was stopped" in lead.view().round, lead.view().round
+        desk.do(lead.pin)
+        assert lead.message and "held" in lead.message.text and lead.view().buttons["unpin"].enabled
+        desk.do(lead.unpin)
+        assert not lead.view().buttons["unpin"].enabled

@@ -158,6 +158,48 @@ def test_submit(panel: Panel, server: Server, suffix: str, tmp_path: pathlib.Pat
     requests.delete(f"{server.url}/datastore/label", params={"id": image, "tag": "final"}, timeout=60)
 
 
+def test_submit_with_background(panel: Panel, server: Server, tmp_path: pathlib.Path) -> None:
+    """The plugin leaves out such segments, but counts them: the indices that it sends are too high."""
+    panel.set("autoRunSegmentationOnNextSample", 0)
+    panel.connect()
+    panel.ui.strategyBox.setCurrentText("first")
+    panel.click("nextSampleButton")
+    image = panel.widget.current_sample["id"]
+    wanted = reference(STUDIES.index(image))
+    segmentation = panel.widget._segmentNode.GetSegmentation()
+    segmentation.SetSegmentIndex(segmentation.AddEmptySegment("background", "background"), 0)
+    for value, name in enumerate(("background", *LABELS)):
+        panel.draw(name, wanted == value)
+    panel.click("saveLabelButton")
+    info = objects(server)[image]["labels"]["final"]["info"]
+    assert info["label_info"] == [{"name": name, "idx": k} for k, name in enumerate(LABELS, 2)]
+    pairs = requests.get(f"{server.url}/datastore/", params={"output": "train"}, timeout=60).json()
+    (path,) = [pair["label"] for pair in pairs if pathlib.Path(pair["image"]).name.startswith(image)]
+    # A file named by its hash, without a suffix.
+    learned = tmp_path / "learned.nii.gz"
+    learned.write_bytes(pathlib.Path(path).read_bytes())
+    assert numpy.array_equal(SimpleITK.GetArrayFromImage(SimpleITK.ReadImage(learned)), wanted)
+    requests.delete(f"{server.url}/datastore/label", params={"id": image, "tag": "final"}, timeout=60)
+
+
+def test_submit_is_refused(panel: Panel, server: Server) -> None:
+    """A structure that the project does not have: the plugin shows which there are, and nothing is kept."""
+    panel.set("autoRunSegmentationOnNextSample", 0)
+    panel.connect()
+    panel.click("nextSampleButton")
+    segmentation = panel.widget._segmentNode.GetSegmentation()
+    segmentation.GetNthSegment(1).SetName("pancreas")
+    panel.draw(LABELS[0], panel.scan() > 60)
+    panel.ui.saveLabelButton.click()
+    panel.settle()
+    (text,) = panel.errors()
+    assert "Failed to save Label" in text
+    assert "pancreas" in text
+    assert LABELS[1] in text
+    assert "final" not in objects(server)[panel.widget.current_sample["id"]]["labels"]
+    assert panel.segments() == [LABELS[0], "pancreas"], "what was drawn is still there"
+
+
 def test_original_label(panel: Panel, server: Server, tmp_path: pathlib.Path) -> None:
     """The proposal that the server kept is shown with the scan."""
     for name in STUDIES:
@@ -264,6 +306,19 @@ def test_session(panel: Panel, server: Server) -> None:
     assert panel.widget.current_sample["session_id"] == session, "the session is used again"
     assert "local scan" not in objects(server), "a session is not an upload"
     requests.delete(f"{server.url}/session/{session}", timeout=60)
+
+
+def test_session_that_ended(panel: Panel, server: Server) -> None:
+    load_extra(panel, server, "another local scan")
+    panel.click("segmentationButton")
+    session = panel.widget.current_sample["session_id"]
+    requests.delete(f"{server.url}/session/{session}", timeout=60)
+    panel.ui.segmentationButton.click()
+    panel.settle()
+    (text,) = panel.errors()
+    assert "Failed to run inference" in text
+    assert f"Session ({session}) Not Found" in text
+    assert not qt.faults
 
 
 def test_upload_and_submit(panel: Panel, server: Server, tmp_path: pathlib.Path) -> None:

@@ -41,6 +41,8 @@ fn header(geometry: &Geometry, sample: Sample) -> Result<[u8; VOX_OFFSET], Imagi
         Sample::U8 => 2,
         Sample::I16 => 4,
         Sample::U16 => 512,
+        Sample::I32 => 8,
+        Sample::F32 => 16,
         other => {
             return Err(ImagingError::Unsupported(format!(
                 "{} is not written as NIfTI",

@@ -39,6 +39,8 @@ fn header(
         Sample::U8 => "unsigned char",
         Sample::U16 => "unsigned short",
         Sample::I16 => "short",
+        Sample::I32 => "int",
+        Sample::F32 => "float",
         other => {
             return Err(ImagingError::Unsupported(format!(
                 "{} is not written as NRRD",

@@ -84,6 +84,13 @@ impl Database {
             .await?)
     }
 
+    /// How many revisions of labels were ever added.
+    pub async fn labels_written(&self) -> Result<i64, StoreError> {
+        Ok(sqlx::query_scalar(sql!("labels_written"))
+            .fetch_one(self.readers())
+            .await?)
+    }
+
     /// Every blob that a row needs, with its size where a row tells it.
     pub async fn blob_sizes(&self) -> Result<Vec<(String, Option<i64>)>, StoreError> {
         Ok(sqlx::query_as(sql!("blob_sizes"))

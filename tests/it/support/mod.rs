@@ -11,7 +11,8 @@ use fewlabel::clock::ManualClock;
 use fewlabel::imaging::{Geometry, LabelFormat, Volume, write_label};
 use fewlabel::model::{LabelSchema, PctNetConfig, create_untrained};
 use fewlabel::project::{OpenProject, Project};
-use fewlabel::rest::{App, AppParts, router, serve};
+use fewlabel::rest::serve::{self, Limits as HttpLimits};
+use fewlabel::rest::{App, AppParts, Offers, router};
 use fewlabel::rounds::registry::Registry;
 use fewlabel::sessions::Sessions;
 use fewlabel::telemetry::LogRing;
@@ -27,12 +28,35 @@ pub use worker::FakeWorker;
 /// 2023-11-14 22:13:20 UTC.
 const NOW_MS: i64 = 1_700_000_000_000;
 
+/// How a test server differs from the usual one.
+#[derive(Clone)]
+pub struct Setup {
+    pub infer_slots: usize,
+    pub limits: HttpLimits,
+    pub offers: Offers,
+    pub hosts: Option<Vec<String>>,
+    pub prefix: &'static str,
+}
+
+impl Default for Setup {
+    fn default() -> Self {
+        Self {
+            infer_slots: 4,
+            limits: HttpLimits::default(),
+            offers: Offers::default(),
+            hosts: None,
+            prefix: "",
+        }
+    }
+}
+
 /// A running server. Its folders are removed when it is dropped.
 pub struct TestServer {
     http: Http,
     pub project: Project,
     pub registry: Registry,
     pub worker_alive: watch::Sender<bool>,
+    pub clock: Arc<ManualClock>,
     stop: Option<oneshot::Sender<()>>,
     serving: Option<JoinHandle<bool>>,
     folder: tempfile::TempDir,
@@ -41,10 +65,11 @@ pub struct TestServer {
 impl TestServer {
     /// Serves the studies `case_01`, `case 02`, `case.03` with the labels spleen and liver.
     pub async fn start() -> Self {
-        Self::with_infer_slots(4).await
+        Self::with(Setup::default()).await
     }
 
-    pub async fn with_infer_slots(infer_slots: usize) -> Self {
+    pub async fn with(setup: Setup) -> Self {
+        let clock = Arc::new(ManualClock::new(NOW_MS));
         let folder = tempfile::tempdir().unwrap();
         let studies = folder.path().join("studies");
         std::fs::create_dir(&studies).unwrap();
@@ -56,7 +81,7 @@ impl TestServer {
             studies,
             data: folder.path().join("data"),
             labels: labels.clone(),
-            clock: Arc::new(ManualClock::new(NOW_MS)),
+            clock: clock.clone(),
             seed: 7,
             settle: std::time::Duration::ZERO,
         };
@@ -68,7 +93,7 @@ impl TestServer {
         registry.import_initial(&model).await.unwrap();
         let worker_alive = watch::Sender::new(true);
         let (stop, stopped) = oneshot::channel::<()>();
-        let (http, serving) = listen(&project, infer_slots, &worker_alive, async {
+        let (http, serving) = listen(&project, setup, &worker_alive, async {
             let _ = stopped.await;
         })
         .await;
@@ -77,6 +102,7 @@ impl TestServer {
             project,
             registry,
             worker_alive,
+            clock,
             stop: Some(stop),
             serving: Some(serving),
             folder,
@@ -85,9 +111,14 @@ impl TestServer {
 
     /// Another server of the same project, with other limits.
     pub async fn again(&self, project: Project) -> Http {
-        listen(&project, 4, &self.worker_alive, std::future::pending())
-            .await
-            .0
+        listen(
+            &project,
+            Setup::default(),
+            &self.worker_alive,
+            std::future::pending(),
+        )
+        .await
+        .0
     }
 
     /// Starts a worker that finishes every job at once.
@@ -143,7 +174,7 @@ impl std::ops::Deref for TestServer {
 
 async fn listen(
     project: &Project,
-    infer_slots: usize,
+    setup: Setup,
     worker_alive: &watch::Sender<bool>,
     stop: impl Future<Output = ()> + Send + 'static,
 ) -> (Http, JoinHandle<bool>) {
@@ -153,13 +184,17 @@ async fn listen(
         sessions: Sessions::new(project),
         logs: LogRing::default(),
         device: "cpu".to_owned(),
-        infer_slots,
+        infer_slots: setup.infer_slots,
         cors_origins: vec!["https://viewer.example.org".parse().unwrap()],
+        hosts: setup.hosts,
+        prefix: setup.prefix.to_owned(),
+        offers: setup.offers,
         worker: worker_alive.subscribe(),
     });
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
-    let serving = tokio::spawn(serve::serve(listener, router::router(app), stop));
+    let routes = router::router(app);
+    let serving = tokio::spawn(serve::serve(listener, routes, setup.limits, stop));
     (Http { address }, serving)
 }
 

@@ -19,7 +19,7 @@ from typing import Any
 HERE = pathlib.Path(__file__).parent
 REQUESTS = HERE / "requests.json"
 RECORDING = HERE / "recording.json"
-WAIT_S = 60
+WAIT_S = 300
 _BOUNDARY = "----------lImIt_of_THE_fIle_eW_$"
 _OPEN = ("config", "request", "transform", "stats", "centroids", "train_stats", "labels_dir", "ctx", "input", "user", "details")
 """Names whose content is the business of the server or of the request."""
@@ -30,13 +30,17 @@ def _encode(request: dict[str, Any], folder: pathlib.Path) -> tuple[bytes | None
     """The body as MONAI Label's clients send it, full local path of the file included."""
     if "json" in request:
         return json.dumps(request["json"]).encode(), {"Content-Type": "application/json"}
+    if "raw" in request:
+        return request["raw"].encode(), {"Content-Type": "application/json"}
     if "form" in request:
         kind = "application/x-www-form-urlencoded"
         return urllib.parse.urlencode(request["form"]).encode(), {"Content-Type": kind}
     if "multipart" not in request:
         return None, {}
     lines: list[bytes] = []
-    for name, value in request["multipart"].items():
+    fields = [(name, value) for name, values in request["multipart"].items()
+              for value in (values if isinstance(values, list) else [values])]
+    for name, value in fields:
         lines.append(f"--{_BOUNDARY}".encode())
         if value.startswith("@"):
             path = folder / value[1:]

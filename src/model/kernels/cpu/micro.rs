@@ -69,6 +69,31 @@ impl Kernel {
                     tiles,
                 }
             }
+            #[cfg(target_arch = "aarch64")]
+            Level::Neon => {
+                use std::arch::aarch64::float32x4_t as Neon;
+                // 24 of the 32 registers hold sums.
+                const EIGHT: &[Micro] =
+                    &[tile::<Neon, 8, 1>, tile::<Neon, 8, 2>, tile::<Neon, 8, 3>];
+                const FOUR: &[Micro] = &[
+                    tile::<Neon, 4, 1>,
+                    tile::<Neon, 4, 2>,
+                    tile::<Neon, 4, 3>,
+                    tile::<Neon, 4, 4>,
+                    tile::<Neon, 4, 5>,
+                    tile::<Neon, 4, 6>,
+                ];
+                let (rows, tiles) = if rows.next_multiple_of(8) <= rows.next_multiple_of(4) {
+                    (8, EIGHT)
+                } else {
+                    (4, FOUR)
+                };
+                Self {
+                    rows,
+                    lanes: 4,
+                    tiles,
+                }
+            }
             Level::Portable => {
                 const FOUR: &[Micro] = &[tile::<Portable, 4, 1>, tile::<Portable, 4, 2>];
                 Self {

@@ -7,6 +7,8 @@
 //! Slices whose length contradicts the stated shape are a programming error of the caller and panic with the two lengths.
 
 pub mod adam;
+#[cfg(target_arch = "x86_64")]
+mod amx;
 pub mod batch_norm;
 pub mod conv3d;
 pub mod dice_cross_entropy;

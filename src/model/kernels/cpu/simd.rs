@@ -15,6 +15,9 @@ pub(super) enum Level {
     Avx512,
     #[cfg(target_arch = "x86_64")]
     Avx2,
+    /// Part of every 64-bit ARM processor.
+    #[cfg(target_arch = "aarch64")]
+    Neon,
     Portable,
 }
 
@@ -30,12 +33,21 @@ impl Isa {
                 return Self(Level::Avx2);
             }
         }
+        #[cfg(target_arch = "aarch64")]
+        return Self(Level::Neon);
+        #[cfg(not(target_arch = "aarch64"))]
         Self(Level::Portable)
     }
 
     /// Every instruction set of this machine for which the kernels have code; the portable one is always among them.
     pub fn available() -> Vec<Self> {
+        #[cfg_attr(
+            not(any(target_arch = "x86_64", target_arch = "aarch64")),
+            allow(unused_mut)
+        )]
         let mut all = vec![Self(Level::Portable)];
+        #[cfg(target_arch = "aarch64")]
+        all.push(Self(Level::Neon));
         #[cfg(target_arch = "x86_64")]
         {
             if has_avx2() {
@@ -116,6 +128,41 @@ impl Vector for Portable {
     #[inline(always)]
     unsafe fn minus(self, other: Self) -> Self {
         Self(std::array::from_fn(|i| self.0[i] - other.0[i]))
+    }
+}
+
+#[cfg(target_arch = "aarch64")]
+mod arm {
+    use super::Vector;
+    use std::arch::aarch64::*;
+
+    // SAFETY (all methods): the instructions are part of the architecture; the pointers are valid for four floats by the contract of the trait.
+    impl Vector for float32x4_t {
+        const LANES: usize = 4;
+        #[inline(always)]
+        unsafe fn splat(value: f32) -> Self {
+            unsafe { vdupq_n_f32(value) }
+        }
+        #[inline(always)]
+        unsafe fn load(from: *const f32) -> Self {
+            unsafe { vld1q_f32(from) }
+        }
+        #[inline(always)]
+        unsafe fn store(self, to: *mut f32) {
+            unsafe { vst1q_f32(to, self) }
+        }
+        #[inline(always)]
+        unsafe fn add_product(self, a: Self, b: Self) -> Self {
+            unsafe { vfmaq_f32(self, a, b) }
+        }
+        #[inline(always)]
+        unsafe fn plus(self, other: Self) -> Self {
+            unsafe { vaddq_f32(self, other) }
+        }
+        #[inline(always)]
+        unsafe fn minus(self, other: Self) -> Self {
+            unsafe { vsubq_f32(self, other) }
+        }
     }
 }
 
@@ -254,6 +301,8 @@ macro_rules! per_isa {
                 // SAFETY: as above.
                 #[cfg(target_arch = "x86_64")]
                 Level::Avx2 => unsafe { avx2($($arg),*) },
+                #[cfg(target_arch = "aarch64")]
+                Level::Neon => body::<true>($($arg),*),
                 Level::Portable => body::<false>($($arg),*),
             }
         }

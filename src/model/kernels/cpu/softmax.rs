@@ -56,18 +56,34 @@ fn softmax_backward_on(isa: Isa, y: &[f32], dy: &[f32], dim: usize) -> Vec<f32> 
 #[inline(always)]
 pub(super) fn largest(x: &[f32]) -> f32 {
     const LANES: usize = 32;
+    const FEW: usize = 8;
+    let larger = |a: f32, b: f32| if a > b { a } else { b };
     let mut lanes = [f32::NEG_INFINITY; LANES];
     let (blocks, rest) = x.as_chunks::<LANES>();
-    let larger = |a: f32, b: f32| if a > b { a } else { b };
     for block in blocks {
         for (lane, &x) in lanes.iter_mut().zip(block) {
             *lane = larger(*lane, x);
         }
     }
-    lanes
-        .iter()
-        .chain(rest)
-        .fold(f32::NEG_INFINITY, |a, &b| larger(a, b))
+    let (blocks, rest) = rest.as_chunks::<FEW>();
+    for block in blocks {
+        for (lane, &x) in lanes.iter_mut().zip(block) {
+            *lane = larger(*lane, x);
+        }
+    }
+    // Halves, so that the last steps are few.
+    let mut few: [f32; FEW] = std::array::from_fn(|i| {
+        larger(
+            larger(lanes[i], lanes[i + FEW]),
+            larger(lanes[i + 2 * FEW], lanes[i + 3 * FEW]),
+        )
+    });
+    for half in [4, 2, 1] {
+        for i in 0..half {
+            few[i] = larger(few[i], few[i + half]);
+        }
+    }
+    rest.iter().fold(few[0], |a, &b| larger(a, b))
 }
 
 per_isa! {

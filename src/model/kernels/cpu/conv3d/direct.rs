@@ -7,12 +7,12 @@ use super::load::Window;
 use std::ops::Range;
 
 /// Positions of a task as the inner kernel sees them: runs of `len` columns, each starting at `from` in the padded copy (or the gathered matrix).
-struct Columns {
-    runs: usize,
-    len: usize,
+pub struct Columns {
+    pub runs: usize,
+    pub len: usize,
     /// Distance between runs in the input and in the sums.
-    from_step: usize,
-    to_step: usize,
+    pub from_step: usize,
+    pub to_step: usize,
 }
 
 impl Job<'_> {
@@ -151,7 +151,7 @@ impl Job<'_> {
 
     /// Copies the sums of a block to the output, without the columns that are padding.
     #[allow(clippy::too_many_arguments)]
-    fn write(
+    pub fn write(
         &self,
         sample: usize,
         z: &Range<usize>,
@@ -163,7 +163,7 @@ impl Job<'_> {
         row: usize,
     ) {
         let [height, width] = [self.shape.height, self.shape.width];
-        let first = block * self.weights.micro.rows;
+        let first = block * self.weights.block_rows();
         for (channel, sums) in (first..self.shape.out_channels).zip(sums.chunks_exact(ldc)) {
             for (i, z) in z.clone().enumerate() {
                 // SAFETY: a task owns its rows of its channels, and this is the only slice it holds.

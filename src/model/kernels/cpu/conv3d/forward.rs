@@ -3,6 +3,7 @@
 use super::super::simd::{Output, ranges};
 use super::super::{gelu, simd::per_isa};
 use super::load::{Sources, Window, load_padded, of_channel, pack_pairs};
+use super::packed::Method;
 use super::plan::Plan;
 use super::{Conv3dShape, Epilogue, PackedWeights, Prologue};
 use rayon::prelude::*;
@@ -176,7 +177,7 @@ fn convolve(
             "conv3d: length of the prologue"
         );
     }
-    let mut start = vec![0.0; weights.blocks() * weights.micro.rows];
+    let mut start = vec![0.0; weights.blocks() * weights.block_rows()];
     if let Some(bias) = bias {
         assert_eq!(bias.len(), shape.out_channels, "conv3d: length of the bias");
         start[..bias.len()].copy_from_slice(bias);
@@ -195,12 +196,15 @@ fn convolve(
             in_channels: weights.slots(),
             ..shape
         };
-        let plan = Plan::new(
-            of_slots,
-            weights.micro,
-            weights.winograd,
-            rayon::current_num_threads(),
-        );
+        let threads = rayon::current_num_threads();
+        let plan = match weights.method {
+            Method::Direct => Plan::direct(of_slots, weights.micro, threads),
+            Method::Winograd(winograd) => {
+                Plan::winograd(of_slots, weights.micro, winograd, threads)
+            }
+            #[cfg(target_arch = "x86_64")]
+            Method::Tiles(tiles) => Plan::tiles(of_slots, tiles, threads),
+        };
         let job = Job {
             sources: Sources::new(inputs, shape),
             weights,
@@ -223,9 +227,11 @@ fn convolve(
         }
         tasks
             .into_par_iter()
-            .for_each(|(sample, z, y, blocks)| match weights.winograd {
-                None => job.direct_tile(sample, z, y, blocks),
-                Some(winograd) => job.winograd_tile(winograd, sample, z, y, blocks),
+            .for_each(|(sample, z, y, blocks)| match weights.method {
+                Method::Direct => job.direct_tile(sample, z, y, blocks),
+                Method::Winograd(winograd) => job.winograd_tile(winograd, sample, z, y, blocks),
+                #[cfg(target_arch = "x86_64")]
+                Method::Tiles(tiles) => job.amx_tile(tiles, sample, z, y, blocks),
             });
     }
 }

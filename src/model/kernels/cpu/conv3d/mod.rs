@@ -2,6 +2,8 @@
 //!
 //! The gradient of the input is the forward kernel on flipped, transposed weights ([`PackedWeights::backward_data`]).
 
+#[cfg(target_arch = "x86_64")]
+mod amx_tile;
 mod direct;
 mod forward;
 mod load;

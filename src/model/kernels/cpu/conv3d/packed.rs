@@ -1,5 +1,7 @@
 //! Weights in the order in which the inner kernel reads them.
 
+#[cfg(target_arch = "x86_64")]
+use super::super::amx::Tiles;
 use super::super::micro::Kernel;
 use super::super::simd::{Isa, Output};
 use super::Conv3dShape;
@@ -8,10 +10,10 @@ use super::winograd::Winograd;
 
 /// Weights ready for [`super::conv3d_forward`]. Worth keeping between calls where the weights do not change (inference).
 pub struct PackedWeights {
-    /// `[block of rows][in channel][tap][row]`, or `[block of rows][component][in channel][tap x][row]` for Winograd's method; zero where a block
-    /// goes past the last channel.
+    /// `[block of rows][in channel][tap][row]`, `[block of rows][component][in channel][tap x][row]` for Winograd's method, or
+    /// `[block of rows][group of slots][tap][row][slot]` for matrix units; zero where a block or group goes past the last channel.
     data: Vec<f32>,
-    pub(super) winograd: Option<Winograd>,
+    pub(super) method: Method,
     /// Whether a float holds the bfloat16 of two channels, the first one in its lower half; an odd last channel has a zero beside it.
     pub(super) pairs: bool,
     pub(super) micro: Kernel,
@@ -19,6 +21,18 @@ pub struct PackedWeights {
     pub(super) out_channels: usize,
     pub(super) in_channels: usize,
     pub(super) kernel: [usize; 3],
+}
+
+/// How the products are made.
+#[derive(Clone, Copy)]
+pub enum Method {
+    /// One by one.
+    Direct,
+    /// Fewer, of transformed factors.
+    Winograd(Winograd),
+    /// On matrix units; the factors are pairs.
+    #[cfg(target_arch = "x86_64")]
+    Tiles(Tiles),
 }
 
 /// Below so many output voxels the transform of the weights, or reading the longer result, costs more than the saved products.
@@ -51,7 +65,64 @@ impl PackedWeights {
         if shape.in_channels < BF16_CHANNELS || !isa.has_bf16() {
             return Self::to_keep(weights, shape);
         }
+        #[cfg(target_arch = "x86_64")]
+        if let Some(packed) = Self::tiles(weights, shape) {
+            return packed;
+        }
         Self::pairs_on(isa, pays_to_keep(shape, PAIRS_PER_VOXEL), weights, shape)
+    }
+
+    /// For matrix units, in bfloat16; none where there are none.
+    #[cfg(target_arch = "x86_64")]
+    pub(super) fn tiles(weights: &[f32], shape: Conv3dShape) -> Option<Self> {
+        assert_eq!(
+            weights.len(),
+            shape.weights(),
+            "conv3d: length of the weights"
+        );
+        let (inputs, taps) = (shape.in_channels, shape.taps());
+        let slots = slots(inputs, true).max(1);
+        let tiles = Tiles::new(shape.out_channels.max(1), slots)?;
+        let isa = Isa::best();
+        let (rows, depth) = (tiles.block_rows(), tiles.depth);
+        let groups = slots.div_ceil(depth);
+        let step = rows * depth;
+        let block_len = groups * taps * step;
+        let write = |block: usize, data: &mut [f32]| {
+            data.fill(0.0);
+            let (mut first, mut second) = (vec![0.0; taps], vec![0.0; taps]);
+            for row in 0..rows.min(shape.out_channels - block * rows) {
+                let of = |input: usize| {
+                    &weights[((block * rows + row) * inputs + input) * taps..][..taps]
+                };
+                for slot in 0..inputs.div_ceil(2) {
+                    first.copy_from_slice(of(2 * slot));
+                    if 2 * slot + 1 < inputs {
+                        second.copy_from_slice(of(2 * slot + 1));
+                    } else {
+                        second.fill(0.0);
+                    }
+                    pack_pairs(isa, &first, &mut second);
+                    let at = slot / depth * taps * step + tiles.place(row, slot % depth);
+                    for (tap, &pair) in second.iter().enumerate() {
+                        data[at + tap * step] = pair;
+                    }
+                }
+            }
+        };
+        let blocks = shape.out_channels.div_ceil(rows);
+        // SAFETY: `write` writes its whole part.
+        let data = unsafe { Output::in_chunks(blocks * block_len, block_len, write) };
+        Some(Self {
+            data,
+            method: Method::Tiles(tiles),
+            pairs: true,
+            micro: Kernel::for_rows(isa, shape.out_channels),
+            isa,
+            out_channels: shape.out_channels,
+            in_channels: inputs,
+            kernel: shape.kernel,
+        })
     }
 
     pub(super) fn pairs_on(isa: Isa, fast: bool, weights: &[f32], shape: Conv3dShape) -> Self {
@@ -200,7 +271,7 @@ impl PackedWeights {
             unsafe { Output::in_chunks(out_channels.div_ceil(rows) * block_len, block_len, write) };
         Self {
             data,
-            winograd,
+            method: winograd.map_or(Method::Direct, Method::Winograd),
             pairs,
             micro,
             isa,
@@ -212,11 +283,13 @@ impl PackedWeights {
 
     /// How they are multiplied, for people.
     pub fn method(&self) -> &'static str {
-        match (self.winograd.is_some(), self.pairs) {
-            (true, false) => "Winograd",
-            (true, true) => "Winograd bf16",
-            (false, false) => "direct",
-            (false, true) => "direct bf16",
+        match (self.method, self.pairs) {
+            (Method::Winograd(_), false) => "Winograd",
+            (Method::Winograd(_), true) => "Winograd bf16",
+            (Method::Direct, false) => "direct",
+            (Method::Direct, true) => "direct bf16",
+            #[cfg(target_arch = "x86_64")]
+            (Method::Tiles(_), _) => "matrix units bf16",
         }
     }
 
@@ -235,21 +308,33 @@ impl PackedWeights {
         slots(self.in_channels, self.pairs)
     }
 
-    /// Number of blocks of rows.
-    pub(super) fn blocks(&self) -> usize {
-        self.out_channels.div_ceil(self.micro.rows)
+    /// Rows of a block.
+    pub(super) fn block_rows(&self) -> usize {
+        match self.method {
+            Method::Direct | Method::Winograd(_) => self.micro.rows,
+            #[cfg(target_arch = "x86_64")]
+            Method::Tiles(tiles) => tiles.block_rows(),
+        }
     }
 
-    /// The weights of a block of rows (and a component, 0 but for Winograd's method) from a slot of the input channels on: `[slot][tap][row]`.
+    /// Number of blocks of rows.
+    pub(super) fn blocks(&self) -> usize {
+        self.out_channels.div_ceil(self.block_rows())
+    }
+
+    /// The weights of a block of rows (and a component, 0 but for Winograd's method) from a slot of the input channels on (for matrix units, the
+    /// first of a group): `[slot][tap][row]`.
     pub(super) fn block(&self, block: usize, component: usize, from_slot: usize) -> &[f32] {
-        let (components, steps) = match self.winograd {
-            None => (1, self.kernel.iter().product()),
-            Some(winograd) => (winograd.components(), self.kernel[2]),
+        let taps = self.kernel.iter().product();
+        let (components, steps, slots) = match self.method {
+            Method::Direct => (1, taps, self.slots()),
+            Method::Winograd(winograd) => (winograd.components(), self.kernel[2], self.slots()),
+            #[cfg(target_arch = "x86_64")]
+            Method::Tiles(tiles) => (1, taps, self.slots().next_multiple_of(tiles.depth)),
         };
-        let per_slot = steps * self.micro.rows;
+        let per_slot = steps * self.block_rows();
         let matrix = block * components + component;
-        &self.data
-            [(matrix * self.slots() + from_slot) * per_slot..(matrix + 1) * self.slots() * per_slot]
+        &self.data[(matrix * slots + from_slot) * per_slot..(matrix + 1) * slots * per_slot]
     }
 }
 

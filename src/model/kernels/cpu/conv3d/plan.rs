@@ -3,10 +3,16 @@
 use super::super::micro::Kernel;
 use super::Conv3dShape;
 use super::winograd::Winograd;
+#[cfg(target_arch = "x86_64")]
+use crate::model::kernels::cpu::amx::{COLUMNS, STRIDE, Tiles};
 
 /// Floats of the padded copy (or gathered matrix) that one task holds at a time: with the weights of a block it stays in a second-level cache
 /// of 512 KiB and up.
 const WORKING_SET: usize = 96 * 1024;
+
+/// The same where there are matrix units: such processors have second-level caches of 2 MiB.
+#[cfg(target_arch = "x86_64")]
+const TILES_WORKING_SET: usize = 96 * 1024;
 
 /// The cut of a convolution. It decides speed alone, never a result: every output is summed over (channel, tap) in that order in any case.
 #[derive(Clone, Copy, Debug)]
@@ -23,20 +29,9 @@ pub struct Plan {
 }
 
 impl Plan {
-    /// Picks the cut with the smallest estimated time. The estimate counts processor cycles roughly: one vector multiplication is 1.
-    pub fn new(
-        shape: Conv3dShape,
-        micro: Kernel,
-        winograd: Option<Winograd>,
-        threads: usize,
-    ) -> Self {
-        match winograd {
-            None => Self::direct(shape, micro, threads),
-            Some(winograd) => Self::winograd(shape, micro, winograd, threads),
-        }
-    }
+    // Each picks the cut with the smallest estimated time. The estimates count processor cycles roughly: one vector multiplication is 1.
 
-    fn winograd(shape: Conv3dShape, micro: Kernel, winograd: Winograd, threads: usize) -> Self {
+    pub fn winograd(shape: Conv3dShape, micro: Kernel, winograd: Winograd, threads: usize) -> Self {
         let [tile_z, tile_y] = winograd.outputs;
         let mut best = Self {
             planes: tile_z,
@@ -57,7 +52,7 @@ impl Plan {
         best
     }
 
-    fn direct(shape: Conv3dShape, micro: Kernel, threads: usize) -> Self {
+    pub fn direct(shape: Conv3dShape, micro: Kernel, threads: usize) -> Self {
         let mut best = Self {
             planes: 1,
             rows: 1,
@@ -73,6 +68,28 @@ impl Plan {
                     if cost < best_cost {
                         (best, best_cost) = (plan, cost);
                     }
+                }
+            }
+        }
+        best
+    }
+
+    /// For matrix units.
+    #[cfg(target_arch = "x86_64")]
+    pub fn tiles(shape: Conv3dShape, tiles: Tiles, threads: usize) -> Self {
+        let mut best = Self {
+            planes: 1,
+            rows: 1,
+            channels: tiles.depth,
+            gather: false,
+            groups: 1,
+        };
+        let mut best_cost = f64::INFINITY;
+        for planes in 1..=shape.depth.min(8) {
+            for rows in 1..=shape.height {
+                let (plan, cost) = estimate_tiles(shape, tiles, threads, planes, rows);
+                if cost < best_cost {
+                    (best, best_cost) = (plan, cost);
                 }
             }
         }
@@ -135,6 +152,60 @@ fn estimate(
     let tasks = (tiles * groups) as f64;
     let rounds = (tasks / threads as f64).ceil() * threads as f64 / tasks.max(1.0);
     (plan, one_tile * tiles as f64 * rounds)
+}
+
+#[cfg(target_arch = "x86_64")]
+fn estimate_tiles(
+    shape: Conv3dShape,
+    tiles: Tiles,
+    threads: usize,
+    planes: usize,
+    rows: usize,
+) -> (Plan, f64) {
+    let [pad_z, pad_y, pad_x] = shape.kernel.map(|k| k / 2);
+    let (slots, taps) = (shape.in_channels.max(1), shape.taps());
+    let (block_rows, depth) = (tiles.block_rows(), tiles.depth);
+    let padded_rows = (planes + 2 * pad_z) * (rows + 2 * pad_y);
+    let padded = padded_rows * (shape.width + pad_x);
+    let columns = planes * (rows * (shape.width + pad_x)).next_multiple_of(STRIDE);
+    let channels =
+        (TILES_WORKING_SET / padded / depth * depth).clamp(depth, slots.next_multiple_of(depth));
+
+    let blocks = shape.out_channels.div_ceil(block_rows).max(1);
+    let volumes = shape.batch * shape.depth.div_ceil(planes) * shape.height.div_ceil(rows);
+    let groups = (3 * threads).div_ceil(volumes.max(1)).clamp(1, blocks);
+    let plan = Plan {
+        planes,
+        rows,
+        channels,
+        gather: false,
+        groups,
+    };
+
+    let row_vectors = (shape.width as f64 / COLUMNS as f64).max(0.5);
+    let chunks = slots.div_ceil(channels);
+    let kept = if chunks == 1 {
+        1
+    } else {
+        blocks.div_ceil(groups)
+    };
+    let load = (slots * padded_rows) as f64 * (12.0 * row_vectors + 24.0);
+    let steps = slots.div_ceil(depth) * taps * blocks;
+    // Two columns of tiles: products by rows of the sums, loads by rows of what is loaded.
+    let products = (steps * columns / STRIDE) as f64 * (2 * block_rows + depth + 8) as f64;
+    // What the weights cost on their way from a slower cache.
+    let weights = (steps * block_rows * depth) as f64 / 8.0;
+    let partial = (chunks * block_rows * blocks * columns / COLUMNS) as f64 * 3.0;
+    let over = if channels.min(slots) * padded + kept * block_rows * columns > 2 * TILES_WORKING_SET
+    {
+        2.0
+    } else {
+        1.0
+    };
+    let one = load * groups as f64 + (products + weights + partial) * over;
+    let tasks = (volumes * groups) as f64;
+    let rounds = (tasks / threads as f64).ceil() * threads as f64 / tasks.max(1.0);
+    (plan, one * volumes as f64 * rounds)
 }
 
 /// Distance between the components of one channel, for a tile of `rows` component rows.

@@ -314,6 +314,12 @@ proptest! {
             let error = relative_error(&y, &want, usual(in_channels * s.taps()));
             prop_assert!(error < 5e-2, "Winograd {isa:?} {s:?}: {error}");
         }
+        #[cfg(target_arch = "x86_64")]
+        if let Some(packed) = PackedWeights::tiles(&w, s) {
+            let y = conv3d_forward(inputs, &packed, Some(&bias), None, s);
+            let error = relative_error(&y, &want, usual(in_channels * s.taps()));
+            prop_assert!(error < 1e-5, "matrix units {s:?}: {error}");
+        }
     }
 }
 

@@ -2,6 +2,8 @@
 //! three taps from `m + 2` products. The taps along x stay as they are, so every transform works on whole rows.
 
 use super::super::simd::{Isa, Level, Portable, Vector, per_isa};
+#[cfg(target_arch = "aarch64")]
+use std::arch::aarch64::float32x4_t as Neon;
 
 /// The transforms of one tile of `outputs` rows, from and to rows in memory.
 #[derive(Clone, Copy)]
@@ -99,6 +101,20 @@ impl Winograd {
                     input_avx2::<4, 6>,
                     output_avx2::<2, 4, 4, 6>,
                     gradient_avx2::<2, 4, 4, 6>,
+                ),
+                #[cfg(target_arch = "aarch64")]
+                (Level::Neon, false) => (
+                    [1, 4],
+                    input::<Neon, 1, 6>,
+                    output::<Neon, 1, 1, 4, 6>,
+                    gradient::<Neon, 1, 1, 4, 6>,
+                ),
+                #[cfg(target_arch = "aarch64")]
+                (Level::Neon, true) => (
+                    [2, 4],
+                    input::<Neon, 4, 6>,
+                    output::<Neon, 2, 4, 4, 6>,
+                    gradient::<Neon, 2, 4, 4, 6>,
                 ),
                 (Level::Portable, false) => (
                     [1, 4],

@@ -1,6 +1,7 @@
 //! Attention that reads queries, keys and values out of feature maps and writes the result into one, window by window in cache.
 
 use super::super::Isa;
+use super::super::micro::transpose;
 use super::super::simd::{Output, ranges, with_scratch};
 use super::super::tokens::EMPTY;
 use super::{AttentionBias, AttentionShape, One, exponentials, scale, top};
@@ -48,82 +49,181 @@ pub(super) fn window_attention_in_map_on(
     );
     bias.check(shape);
     let y = Output::over(y);
-    (0..shape.windows * shape.heads)
+    let groups: Vec<_> = ranges(shape.windows, GROUP).collect();
+    (0..groups.len() * shape.heads)
         .into_par_iter()
         .for_each(|task| {
-            let (window, head) = (task / shape.heads, task % shape.heads);
-            let index = &map.index[window * shape.tokens..][..shape.tokens];
-            One::new(isa, bias, shape, task).in_map(map, index, head, channels, voxels, &y);
+            let (windows, head) = (groups[task / shape.heads].clone(), task % shape.heads);
+            let windows: Vec<Window<'_>> = windows
+                .map(|window| Window {
+                    one: One::new(isa, bias, shape, window * shape.heads + head),
+                    runs: runs(&map.index[window * shape.tokens..][..shape.tokens]),
+                })
+                .collect();
+            let channels = Channels {
+                map,
+                all: channels,
+                first: head * shape.dim,
+                voxels,
+            };
+            in_map(&windows, channels, &y);
         });
 }
 
-impl One<'_> {
-    fn in_map(
-        &self,
-        map: AttentionMap<'_>,
-        index: &[u32],
-        head: usize,
-        channels: usize,
-        voxels: usize,
-        y: &Output<'_>,
-    ) {
-        let (rows, tokens, dim) = (self.micro.rows, self.tokens, self.dim);
-        let lens = [
-            dim * tokens,
-            dim * self.wide,
-            tokens * self.narrow,
-            rows * dim,
-            rows * self.wide,
-            rows * tokens,
-            rows * self.narrow,
-        ];
-        let channel = |part: usize, d: usize| {
-            let channel = part * channels + head * dim + d;
-            (&map.qkv[channel * voxels..][..voxels], map.outside[channel])
-        };
-        let value = |(row, outside): (&[f32], f32), token: u32| {
-            if token == EMPTY {
-                outside
-            } else {
-                row[token as usize]
+/// Windows of a task. They are neighbours along x, and share the cache lines of the map: each channel is read for all of them before the next
+/// one, because channels often lie a power of two apart and push each other out of the few sets of a cache that they share.
+const GROUP: usize = 6;
+
+struct Window<'a> {
+    one: One<'a>,
+    runs: Vec<Run>,
+}
+
+/// The channels of a head.
+#[derive(Clone, Copy)]
+struct Channels<'a> {
+    map: AttentionMap<'a>,
+    /// Channels of all heads together.
+    all: usize,
+    /// First channel of this head.
+    first: usize,
+    voxels: usize,
+}
+
+impl<'a> Channels<'a> {
+    /// Channel `d` of the queries (0), keys (1) or values (2), and its value outside of the map.
+    fn get(&self, part: usize, d: usize) -> (&'a [f32], f32) {
+        let channel = part * self.all + self.first + d;
+        let values = &self.map.qkv[channel * self.voxels..][..self.voxels];
+        (values, self.map.outside[channel])
+    }
+}
+
+fn in_map(windows: &[Window<'_>], channels: Channels<'_>, y: &Output<'_>) {
+    let Some(Window { one, .. }) = windows.first() else {
+        return;
+    };
+    let (rows, tokens, dim) = (one.micro.rows, one.tokens, one.dim);
+    // Rows of channels, with room for the move by which a run goes too far.
+    let (step, wide) = (tokens + MOVE, one.wide);
+    let (part, k_part) = (dim * step, dim * wide + MOVE);
+    let lens = [
+        windows.len() * part,
+        windows.len() * k_part,
+        windows.len() * part,
+        tokens * one.narrow,
+        rows * dim,
+        rows * wide,
+        rows * tokens,
+        rows * one.narrow,
+    ];
+    with_scratch(lens, |[q, k, v, v_wide, queries, scores, weights, sums]| {
+        for d in 0..dim {
+            let values = [0, 1, 2].map(|part| channels.get(part, d));
+            for (i, window) in windows.iter().enumerate() {
+                gather(values[0], &window.runs, &mut q[i * part + d * step..]);
+                gather(values[1], &window.runs, &mut k[i * k_part + d * wide..]);
+                gather(values[2], &window.runs, &mut v[i * part + d * step..]);
             }
-        };
-        with_scratch(lens, |[q, k, v, queries, scores, weights, sums]| {
-            for d in 0..dim {
-                let (from_q, from_k, from_v) = (channel(0, d), channel(1, d), channel(2, d));
-                let (q, k) = (&mut q[d * tokens..], &mut k[d * self.wide..]);
-                for (i, &token) in index.iter().enumerate() {
-                    q[i] = value(from_q, token);
-                    k[i] = value(from_k, token);
-                    v[i * self.narrow + d] = value(from_v, token);
-                }
-            }
+        }
+        let each = q
+            .chunks_exact_mut(part)
+            .zip(k.chunks_exact(k_part))
+            .zip(v.chunks_exact(part));
+        for (Window { one, .. }, ((q, k), v)) in windows.iter().zip(each) {
+            transpose(one.isa, v, step, dim, tokens, v_wide, one.narrow);
             for block in ranges(tokens, rows) {
                 for (d, queries) in queries.chunks_exact_mut(rows).take(dim).enumerate() {
                     let (to, rest) = queries.split_at_mut(block.len());
-                    to.copy_from_slice(&q[d * tokens + block.start..][..block.len()]);
+                    to.copy_from_slice(&q[d * step + block.start..][..block.len()]);
                     rest.fill(0.0);
                 }
-                self.multiply(queries, dim, k, self.wide, scores);
-                for (row, scores) in block.clone().zip(scores.chunks_exact_mut(self.wide)) {
+                one.multiply(queries, dim, k, wide, scores);
+                // The weights of a query are divided by their sum after they were used: that is shorter.
+                let mut divisors = [1.0; MOST_ROWS];
+                for ((row, scores), divisor) in block
+                    .clone()
+                    .zip(scores.chunks_exact_mut(wide))
+                    .zip(&mut divisors)
+                {
                     let scores = &mut scores[..tokens];
-                    self.add_bias(row, scores);
-                    let top = top(self.isa, scores);
-                    let sum = exponentials(self.isa, scores, top);
-                    scale(self.isa, scores, (1.0 / sum) as f32);
+                    one.add_bias(row, scores);
+                    let top = top(one.isa, scores);
+                    *divisor = exponentials(one.isa, scores, top);
                 }
-                self.pack(scores, self.wide, block.len(), tokens, weights);
-                self.multiply(weights, tokens, v, self.narrow, sums);
-                for (sums, &token) in sums.chunks_exact(self.narrow).zip(&index[block]) {
-                    if token == EMPTY {
-                        continue;
+                one.pack(scores, wide, block.len(), tokens, weights);
+                one.multiply(weights, tokens, v_wide, one.narrow, sums);
+                for (sums, divisor) in sums.chunks_exact_mut(one.narrow).zip(divisors) {
+                    scale(one.isa, &mut sums[..dim], (1.0 / divisor) as f32);
+                }
+                // The queries of these tokens are no longer needed: their place is the result's.
+                let to = &mut q[block.start..];
+                transpose(one.isa, sums, one.narrow, block.len(), dim, to, step);
+            }
+        }
+        for d in 0..dim {
+            let channel = (channels.first + d) * channels.voxels;
+            for (window, q) in windows.iter().zip(q.chunks_exact(part)) {
+                let mut from = &q[d * step..];
+                for run in &window.runs {
+                    let (now, next) = from.split_at(run.len);
+                    if let Some(voxel) = run.voxel {
+                        // SAFETY: no other task has these voxels of this channel.
+                        let to = unsafe { y.slice(channel + voxel, run.len) };
+                        to.iter_mut().zip(now).for_each(|(to, &from)| *to = from);
                     }
-                    for (d, &sum) in sums[..dim].iter().enumerate() {
-                        // SAFETY: no other task has this voxel of these channels.
-                        unsafe { y.set((head * dim + d) * voxels + token as usize, sum) };
-                    }
+                    from = next;
                 }
             }
-        });
+        }
+    });
+}
+
+/// Values that are moved at a time where only some of them are wanted, because one long move is faster than few short ones.
+const MOVE: usize = 8;
+/// No inner kernel has more rows.
+const MOST_ROWS: usize = 16;
+
+/// Tokens that are neighbours in the map, or outside of it.
+#[derive(Debug, PartialEq, Eq)]
+struct Run {
+    /// The first one's voxel.
+    voxel: Option<usize>,
+    len: usize,
+}
+
+fn runs(index: &[u32]) -> Vec<Run> {
+    let mut runs: Vec<Run> = Vec::new();
+    for &token in index {
+        let voxel = (token != EMPTY).then_some(token as usize);
+        match runs.last_mut() {
+            Some(last) if last.voxel.map(|first| first + last.len) == voxel => last.len += 1,
+            _ => runs.push(Run { voxel, len: 1 }),
+        }
+    }
+    runs
+}
+
+/// The tokens of a channel one behind the other; up to `MOVE` values behind the last one are overwritten.
+#[inline(always)]
+fn gather((from, outside): (&[f32], f32), runs: &[Run], to: &mut [f32]) {
+    let mut at = 0;
+    for run in runs {
+        let end = at + run.len;
+        match run.voxel {
+            None => to[at..end].fill(outside),
+            Some(voxel) => {
+                let mut done = 0;
+                while done < run.len {
+                    let (from, to) = (&from[voxel + done..], &mut to[at + done..]);
+                    match (from.first_chunk::<MOVE>(), to.first_chunk_mut::<MOVE>()) {
+                        (Some(from), Some(to)) => *to = *from,
+                        _ => to[..run.len - done].copy_from_slice(&from[..run.len - done]),
+                    }
+                    done += MOVE;
+                }
+            }
+        }
+        at = end;
     }
 }
