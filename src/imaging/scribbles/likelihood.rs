@@ -20,6 +20,8 @@ pub enum Method {
 
 /// Bins on which mixtures are fitted and tabulated.
 const FINE_BINS: usize = 512;
+/// Widest kernel, as a share of the window.
+const WIDEST: f64 = 1.0 / 16.0;
 /// Rounds of expectation and maximisation.
 const ROUNDS: usize = 40;
 /// Share of a distribution that is spread evenly, so that nothing is impossible.
@@ -108,10 +110,23 @@ impl Spread {
         let total = moment(&|_| 1.0);
         let mean = moment(&|bin| bin) / total;
         let variance = moment(&|bin| (bin - mean).powi(2)) / total;
-        (total > 0.0).then(|| Self {
-            total,
-            variance,
-            kernel: (1.06 * variance.sqrt() * total.powf(-0.2)).max(0.5),
+        let quartile = |share: f64| {
+            let mut below = 0.0;
+            let found = counts.iter().position(|count| {
+                below += count;
+                below >= share * total
+            });
+            found.unwrap_or_default() as f64
+        };
+        (total > 0.0).then(|| {
+            // Of air and tissue together the deviation says nothing about either; the middle half is that of one of them.
+            let middle = (quartile(0.75) - quartile(0.25)) / 1.34;
+            let kernel = 1.06 * variance.sqrt().min(middle) * total.powf(-0.2);
+            Self {
+                total,
+                variance,
+                kernel: kernel.clamp(0.5, counts.len().max(16) as f64 * WIDEST),
+            }
         })
     }
 }
@@ -263,6 +278,25 @@ mod tests {
                 "{method:?}"
             );
             assert!(found.log_ratio(50.0) < -2.0, "{method:?}");
+        }
+    }
+
+    #[test]
+    fn much_air_does_not_blur_a_little_tissue() {
+        let air = draws(6, 2000, -1000.0, 15.0);
+        let around: Vec<f32> = air.into_iter().chain(draws(7, 100, 30.0, 15.0)).collect();
+        let organ = draws(8, 30, 90.0, 15.0);
+        for method in METHODS {
+            let window = [-1050.0, 130.0];
+            let found = Likelihood::learn(
+                method,
+                window,
+                organ.iter().copied(),
+                around.iter().copied(),
+            );
+            assert!(found.log_ratio(90.0) > 1.0, "{method:?}");
+            assert!(found.log_ratio(25.0) < -1.0, "{method:?}");
+            assert!(found.log_ratio(-1000.0) < -2.0, "{method:?}");
         }
     }
 
