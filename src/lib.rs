@@ -1,7 +1,7 @@
 //! Fewlabel: segmentation of CT with few labels, as a server for clinicians and a library for the rest.
 //!
 //! A clinician works in 3D Slicer; the server proposes the next case, segments it with PCT-Net, takes
-//! the corrected label, fine-tunes in rounds and publishes each result as a new, immutable version.
+//! the corrected label, fine-tunes in rounds, and publishes a result as a new, immutable version when it is not worse.
 //! It speaks the MONAI Label protocol, so existing clients work unmodified.
 //!
 //! # Map
@@ -59,14 +59,30 @@
 //! with the new clicks, and the blend gets the difference. Strokes become a mask by [`imaging::scribbles`]: likelihoods of
 //! intensities, the model's probabilities as odds before them, and a minimum cut on the grid of the file.
 //!
+//! # A next case
+//! `POST /activelearning/{strategy}` chooses among the images without an accepted label ([`rounds::strategy`], one file per
+//! formula). What a strategy goes by was computed before: a job of kind score asks the live version about every image
+//! ([`rounds::scoring`], [`model::Explorer`]) and keeps the answers image by image, so that it goes on where it was
+//! interrupted. The network's answers to a window (draws of dropout, flips, versions) are averaged as probabilities, blended
+//! and handed over slice by slice: class probabilities of a whole scan are never in memory. `fewlabel simulate`
+//! ([`rounds::simulate`]) replays a labelled set with the same strategies, scores and training.
+//!
 //! # A round
-//! `POST /train/{model}` adds a job. [`rounds::fine_tune`] collects the accepted labels with the
+//! `POST /train/{model}`, enough new labels or the time of the day ([`rounds::schedule`]) adds a job and a row in the table
+//! of rounds. [`rounds::fine_tune`] collects the accepted labels with the
 //! classes that were annotated in each (the others are unknown there, never background), keeps
 //! validation and test images apart by the table that every image is in since its first sight
-//! (`project/split.rs`), and starts from the live version.
-//! [`model::train()`] reports after every step; the job's row carries that to `/info/` and `/train/`.
-//! [`rounds::registry`] moves the finished directory into place, and one transaction adds the version
-//! and sets the pointer; the next inference uses it. A stopped or failed round publishes nothing.
+//! (`project/split.rs`), and starts from the version that the first round started from. That plan is kept with the row, so
+//! that a second worker continues the same round from its checkpoint.
+//! [`model::train()`] reports after every step; the job's row carries that to `/info/`, `/train/` and `/rounds/`.
+//! The worker then lets the new and the live version segment the same validation cases, and [`rounds::gate`] decides.
+//! [`rounds::registry`] moves the finished directory into place, and one transaction adds the version, live or as a
+//! candidate, and ends the round, if the job is still this worker's. A stopped or failed round publishes nothing.
+//!
+//! # A next sample
+//! `POST /activelearning/{strategy}` chooses ([`rounds::strategy`]) among the images that nobody has leased, and leases the
+//! chosen one to the client ([`rounds::leases`]), one request at a time; the submit of its label ends the lease. An idle
+//! worker makes the proposals for what will probably be chosen next ([`rounds::ahead`]).
 //!
 //! # A training
 //! [`model::train()`] brings each case to the model's grid once and keeps it on disk. Threads make patches ahead of the trainer
@@ -90,6 +106,9 @@
 //! # Decisions worth knowing
 //! - **Own codecs for NIfTI and NRRD.** The `nifti` crate accepts a wrong gzip checksum and an offset
 //!   that is not a number, and knows no NIfTI-2; a reader of patients' images must refuse the former.
+//! - **Own walker of DICOM files** ([`imaging::dicom`]); only the decoders of compressed pixels are crates.
+//!   `dicom-object` 0.10 ends the process on deeply nested files and reserves what a header announces, so nothing
+//!   unchecked may reach it; after the checks there was little left for it to do.
 //! - **Own weights code, no burn-store.** Weights are safetensors under the names of the published
 //!   checkpoints ([`model::weights`]), so that they can be exchanged with PyTorch tensor by tensor.
 //! - **Uploaded models are safetensors only.** A `.pt` file is a program; `fewlabel convert` reads it

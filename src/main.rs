@@ -32,6 +32,8 @@ enum Command {
     Pretrain(cli::pretrain::PretrainArgs),
     /// Compare predicted with reference label maps
     Evaluate(cli::evaluate::EvaluateArgs),
+    /// Replay a labelled set as a project, to compare strategies
+    Simulate(cli::simulate::SimulateArgs),
     /// Show what the readers see in images
     Inspect(cli::inspect::InspectArgs),
     /// Show or change which images are held out
@@ -65,6 +67,7 @@ fn main() -> ExitCode {
         Command::Train(args) => done(cli::train::run(args)),
         Command::Pretrain(args) => done(cli::pretrain::run(args)),
         Command::Evaluate(args) => done(cli::evaluate::run(args)),
+        Command::Simulate(args) => done(cli::simulate::run(args)),
         Command::Inspect(args) => cli::inspect::run(args),
         Command::Split(args) => done(cli::split::run(args)),
         Command::Audit(args) => done(cli::audit::run(args)),

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use serde_json::{Value, json};
 use uuid::Uuid;
 
+use crate::imaging::dicom;
 use crate::project::{FileName, Project, ProjectError, Staged};
 use crate::store::rows::SessionRecord;
 use crate::store::{StoreError, remove_dir, sync_dir};
@@ -62,15 +63,23 @@ impl Sessions {
     }
 
     /// Makes a session of uploaded files, each with the client's name for it, that ends `expiry_s` seconds
-    /// after its last use. One file keeps its base name; several become a directory of numbered files.
+    /// after its last use. One file keeps its base name; several become a directory of numbered files. With
+    /// `archive` it has to be one zip file, which is kept as it is: a series is read out of it.
     ///
     /// # Errors
-    /// [`ProjectError::Invalid`] without files, or when the name of the one file is unusable.
+    /// [`ProjectError::Invalid`] without files, when the name of the one file is unusable, or when an archive is none.
     pub async fn create(
         &self,
         files: Vec<(String, Staged)>,
         expiry_s: u32,
+        archive: bool,
     ) -> Result<Session, ProjectError> {
+        let is_archive = matches!(files.as_slice(), [(_, one)] if dicom::is_archive(&one.path));
+        if archive && !is_archive {
+            return Err(ProjectError::Invalid(
+                "uncompress=true is for one zip file, and this is none; send a zip file, or the files of the series as several fields 'files'".to_owned(),
+            ));
+        }
         let names: Vec<FileName> = match files.as_slice() {
             [] => {
                 return Err(ProjectError::Invalid(
@@ -216,6 +225,7 @@ mod tests {
             .create(
                 vec![("C:\\me\\my scan.nrrd".to_owned(), bench.stage(b"1").await)],
                 5,
+                false,
             )
             .await
             .unwrap();
@@ -244,13 +254,13 @@ mod tests {
             ("../x".to_owned(), bench.stage(b"1").await),
             ("..".to_owned(), bench.stage(b"2").await),
         ];
-        let many = sessions.create(files, 3600).await.unwrap();
+        let many = sessions.create(files, 3600, false).await.unwrap();
         assert_eq!((&many.image, many.expiry_s), (&many.path, 3600));
         assert_eq!(std::fs::read_dir(&many.path).unwrap().count(), 2);
 
         for bad in [vec![], vec![("..".to_owned(), bench.stage(b"1").await)]] {
             assert!(matches!(
-                sessions.create(bad, 3600).await,
+                sessions.create(bad, 3600, false).await,
                 Err(ProjectError::Invalid(_))
             ));
         }
@@ -262,7 +272,7 @@ mod tests {
         let bench = Bench::with(&[]).await;
         let sessions = Sessions::new(&bench.project);
         let session = sessions
-            .create(vec![("a".to_owned(), bench.stage(b"1").await)], 10)
+            .create(vec![("a".to_owned(), bench.stage(b"1").await)], 10, false)
             .await
             .unwrap();
         bench.clock.advance_ms(9_000);
@@ -299,7 +309,7 @@ mod tests {
         assert!(!session.path.exists());
 
         let session = sessions
-            .create(vec![("a".to_owned(), bench.stage(b"1").await)], 3600)
+            .create(vec![("a".to_owned(), bench.stage(b"1").await)], 3600, false)
             .await
             .unwrap();
         assert_eq!(

@@ -10,8 +10,10 @@ use serde_json::json;
 
 use super::progress::Progress;
 use super::{Usage, parse_triple};
+use crate::clock::{Clock, SystemClock};
+use crate::imaging::dicom::{self, Algorithm, ResultKind, SegmentationKind};
 use crate::imaging::{Budget, LabelFormat, read_scan, write_label};
-use crate::model::{Click, DeviceChoice, LabelSchema, PrecisionChoice, Segmenter};
+use crate::model::{Click, DeviceChoice, LabelSchema, Manifest, PrecisionChoice, Segmenter};
 use crate::telemetry::peak_memory_bytes;
 
 /// Arguments of `fewlabel infer`.
@@ -20,13 +22,17 @@ pub struct InferArgs {
     /// Model directory
     #[arg(long, value_name = "MODEL_DIR")]
     model: PathBuf,
-    /// Scans (NIfTI or NRRD)
+    /// Scans: NIfTI, NRRD, or a DICOM series as folder, zip file or multi-frame file
     #[arg(required = true, value_name = "IMAGE")]
     images: Vec<PathBuf>,
-    /// Where the labels go: a file ending in .nii.gz, .nii, .nrrd or .seg.nrrd for one image, else a folder that gets
-    /// NAME.nii.gz for each
+    /// Where the labels go: a file ending in .nii.gz, .nii, .nrrd, .seg.nrrd or .dcm for one image, else a folder that
+    /// gets NAME.nii.gz (NAME.dcm) for each
     #[arg(short, long, value_name = "OUT")]
     out: PathBuf,
+    /// What a .dcm file holds, and what a folder gets: dicom-seg (one bit a voxel), dicom-labelmap (newer, smaller) or
+    /// rtstruct (contours). Only for DICOM series. Without it a folder gets .nii.gz, and .dcm is dicom-seg
+    #[arg(long, value_name = "OBJECT", value_parser = ["dicom-seg", "dicom-labelmap", "rtstruct"])]
+    dicom: Option<String>,
     /// Where to compute: auto, cpu, cuda or cuda:N
     #[arg(long, default_value = "auto")]
     device: DeviceChoice,
@@ -51,10 +57,24 @@ pub struct InferArgs {
 /// # Errors
 /// When the model cannot be loaded or the arguments contradict each other.
 pub fn run(args: InferArgs) -> anyhow::Result<ExitCode> {
-    let as_file = args
-        .out
-        .file_name()
-        .and_then(|name| LabelFormat::from_suffix(&name.to_string_lossy()));
+    let object = match args.dicom.as_deref() {
+        Some("dicom-labelmap") => ResultKind::Segmentation(SegmentationKind::LabelMap),
+        Some("rtstruct") => ResultKind::Structures,
+        _ => ResultKind::Segmentation(SegmentationKind::Binary),
+    };
+    let as_file = args.out.file_name().and_then(|name| {
+        let name = name.to_string_lossy();
+        match name.to_ascii_lowercase().ends_with(".dcm") {
+            true => Some(Format::Dicom(object)),
+            false => LabelFormat::from_suffix(&name).map(Format::Label),
+        }
+    });
+    if args.dicom.is_some() && matches!(as_file, Some(Format::Label(_))) {
+        bail!(Usage(format!(
+            "--dicom makes a .dcm file, and --out is {}",
+            args.out.display()
+        )));
+    }
     if as_file.is_some() && args.images.len() > 1 {
         bail!(Usage(format!(
             "--out {} is one file, but there are {} images; name a folder",
@@ -85,9 +105,13 @@ pub fn run(args: InferArgs) -> anyhow::Result<ExitCode> {
     for image in &args.images {
         let (out, format) = match as_file {
             Some(format) => (args.out.clone(), format),
+            None if args.dicom.is_some() => (
+                args.out.join(format!("{}.dcm", stem(image))),
+                Format::Dicom(object),
+            ),
             None => (
                 args.out.join(format!("{}.nii.gz", stem(image))),
-                LabelFormat::NiftiGz,
+                Format::Label(LabelFormat::NiftiGz),
             ),
         };
         match segment_file(&segmenter, image, &clicks, &out, format) {
@@ -123,15 +147,37 @@ pub fn run(args: InferArgs) -> anyhow::Result<ExitCode> {
     Ok(code)
 }
 
+/// What is written.
+#[derive(Clone, Copy)]
+enum Format {
+    Label(LabelFormat),
+    Dicom(ResultKind),
+}
+
 fn segment_file(
     segmenter: &Segmenter,
     image: &Path,
     clicks: &[Click],
     out: &Path,
-    format: LabelFormat,
+    format: Format,
 ) -> anyhow::Result<serde_json::Value> {
     let start = Instant::now();
-    let scan = read_scan(image, &Budget::default())?;
+    let budget = Budget::default();
+    let source = match format {
+        Format::Dicom(_) if !dicom::is_series(image) => {
+            bail!("a DICOM result needs a DICOM series, whose patient and slices it names");
+        }
+        Format::Dicom(kind) => {
+            let mut scans = dicom::open(image, &budget)?;
+            let only = scans.only()?;
+            Some((scans, only, kind))
+        }
+        Format::Label(_) => None,
+    };
+    let scan = match &source {
+        Some((scans, only, _)) => scans.read(*only)?.into_scan()?,
+        None => read_scan(image, &budget)?,
+    };
     let read_s = start.elapsed().as_secs_f64();
     let mut progress = Progress::new(&stem(image), 1);
     let result = segmenter.segment(&scan.volume, clicks, &mut |done, all| {
@@ -143,12 +189,15 @@ fn segment_file(
         std::fs::create_dir_all(parent)
             .with_context(|| format!("cannot make {}", parent.display()))?;
     }
-    write_label(
-        out,
-        &result.labels,
-        &segmenter.manifest().labels.values(),
-        format,
-    )?;
+    let names = segmenter.manifest().labels.values();
+    match (source, format) {
+        (Some((scans, only, kind)), _) => {
+            let by = algorithm(segmenter.manifest());
+            dicom::write_labels(out, (&scans, only), &result.labels, &names, &by, kind)?;
+        }
+        (None, Format::Label(format)) => write_label(out, &result.labels, &names, format)?,
+        (None, Format::Dicom(_)) => bail!("there is no DICOM series"),
+    }
     let mut seconds = serde_json::Map::from_iter([("read".to_owned(), json!(read_s))]);
     seconds.extend(
         result
@@ -193,12 +242,22 @@ fn parse_click(text: &str, labels: &LabelSchema) -> anyhow::Result<Click> {
     })
 }
 
+/// What a DICOM object says about the model.
+fn algorithm(model: &Manifest) -> Algorithm {
+    Algorithm {
+        name: model.name.clone(),
+        version: format!("Fewlabel {}", env!("CARGO_PKG_VERSION")),
+        sha256: model.weights_sha256.clone(),
+        made_ms: SystemClock.now_ms(),
+    }
+}
+
 /// File name without its format's suffix.
 fn stem(path: &Path) -> String {
     let name = path
         .file_name()
         .map_or_else(|| "image".into(), |name| name.to_string_lossy());
-    [".nii.gz", ".nii", ".nrrd"]
+    [".nii.gz", ".nii", ".nrrd", ".zip", ".dcm"]
         .iter()
         .find_map(|suffix| name.strip_suffix(suffix))
         .unwrap_or(&name)

@@ -12,12 +12,12 @@ use clap::Args;
 use serde::Serialize;
 use sha2::{Digest, Sha256};
 
-use crate::imaging::{Budget, ImagingError, Raster, read_raster};
+use crate::imaging::{Budget, ImagingError, Raster, dicom, read_raster};
 
 /// Arguments of `fewlabel inspect`.
 #[derive(Debug, Args)]
 pub struct InspectArgs {
-    /// Images or label maps (NIfTI, NRRD), or folders of them
+    /// Images or label maps (NIfTI, NRRD, DICOM), folders of them, or DICOM series as folders or zip files
     #[arg(required = true, value_name = "IMAGE")]
     images: Vec<PathBuf>,
     /// Also show the value at this voxel of the file, counted from 0; may be repeated
@@ -69,6 +69,9 @@ struct Report {
 #[derive(Debug, Serialize)]
 struct Entry {
     path: String,
+    /// Series Instance UID of a DICOM scan.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    series: Option<String>,
     format: &'static str,
     size_ijk: [usize; 3],
     spacing_mm: [f64; 3],
@@ -98,21 +101,46 @@ fn inspect(paths: &[PathBuf], probes: &[[usize; 3]], budget: &Budget) -> Report 
         refused: Vec::new(),
     };
     for path in paths {
+        let is_folder = path.is_dir();
+        let is_series = dicom::is_series(path);
+        if is_series {
+            report.series(path, probes, budget);
+        }
+        if is_series && !is_folder {
+            continue;
+        }
         match files_of(path) {
             Ok(files) => {
-                for file in files {
-                    match read_raster(&file, budget)
-                        .and_then(|raster| entry(&file, &raster, probes))
+                // In the folder of a series every other file was looked at with it.
+                for file in files
+                    .iter()
+                    .filter(|file| !is_series || is_named_image(file))
+                {
+                    if dicom::is_archive(file) {
+                        report.series(file, probes, budget);
+                        continue;
+                    }
+                    match read_raster(file, budget).and_then(|raster| entry(file, &raster, probes))
                     {
                         Ok(entry) => report.images.push(entry),
-                        Err(error) => report.refuse(&file, &error),
+                        Err(error) => report.refuse(file, &error),
                     }
                 }
             }
+            // Its series lie in subfolders.
+            Err(_) if is_series => {}
             Err(error) => report.refuse(path, &error),
         }
     }
     report
+}
+
+/// Whether the name promises an image that is no DICOM file.
+fn is_named_image(file: &Path) -> bool {
+    let name = file.to_string_lossy().to_ascii_lowercase();
+    [".nii.gz", ".nii", ".hdr", ".nrrd", ".nhdr", ".zip"]
+        .iter()
+        .any(|suffix| name.ends_with(suffix))
 }
 
 /// The file itself, or the visible files of a folder by name.
@@ -170,6 +198,7 @@ fn entry(path: &Path, raster: &Raster, probes: &[[usize; 3]]) -> Result<Entry, I
         .collect();
     Ok(Entry {
         path: path.display().to_string(),
+        series: None,
         format: raster.format(),
         size_ijk: [ni, nj, nk],
         spacing_mm: [di, dj, dk],
@@ -241,6 +270,32 @@ fn sha256<const N: usize>(values: impl Iterator<Item = [u8; N]>) -> String {
 }
 
 impl Report {
+    /// Every scan of a DICOM folder, zip file or file.
+    fn series(&mut self, path: &Path, probes: &[[usize; 3]], budget: &Budget) {
+        let mut scans = match dicom::open(path, budget) {
+            Ok(scans) => scans,
+            Err(error) => return self.refuse(path, &error),
+        };
+        if scans.is_empty()
+            && let Err(error) = scans.only()
+        {
+            return self.refuse(path, &error);
+        }
+        for scan in 0..scans.len() {
+            let read = scans.read(scan);
+            match read.and_then(|raster| entry(path, &raster, probes)) {
+                Ok(mut entry) => {
+                    entry.series = Some(scans.series_uid(scan).to_owned());
+                    self.images.push(entry);
+                }
+                Err(error) => self.refuse(path, &error),
+            }
+        }
+        for error in scans.refused() {
+            self.refuse(path, error);
+        }
+    }
+
     fn refuse(&mut self, path: &Path, error: &ImagingError) {
         self.refused.push(Refusal {
             path: path.display().to_string(),
@@ -253,6 +308,9 @@ impl Report {
         for image in &self.images {
             let vector = |v: &[f64; 3]| v.map(|c| format!("{c:.4}")).join(" ");
             writeln!(out, "{}", image.path)?;
+            if let Some(series) = &image.series {
+                writeln!(out, "  series      {series}")?;
+            }
             writeln!(out, "  format      {} {}", image.format, image.dtype)?;
             writeln!(
                 out,

@@ -25,7 +25,7 @@ const SAMPLES_PER_SCAN: [usize; 2] = [4, 32];
 /// Arguments of `fewlabel pretrain`.
 #[derive(Debug, Args)]
 pub struct PretrainArgs {
-    /// Folder with scans (.nii.gz, .nii, .nrrd), searched with its subfolders; folders of labels are left out
+    /// Folder with scans (.nii.gz, .nii, .nrrd, DICOM series as folders or .zip), searched with its subfolders; folders of labels are left out
     #[arg(long, value_name = "DIR")]
     data: PathBuf,
     /// Model directory to make; must not exist. Curves, the list of skipped scans and the checkpoint lie in MODEL_DIR.run
@@ -215,7 +215,7 @@ fn request(args: &PretrainArgs) -> anyhow::Result<PretrainRequest> {
     let scans = find_scans(&args.data, args.patient_level)?;
     if scans.is_empty() {
         bail!(
-            "{}: no scan found (looked for .nii.gz, .nii and .nrrd, also in subfolders)",
+            "{}: no scan found (looked for .nii.gz, .nii, .nrrd and DICOM series, also in subfolders)",
             args.data.display()
         );
     }

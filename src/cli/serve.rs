@@ -12,6 +12,7 @@ use tokio::sync::watch;
 
 use super::Usage;
 use super::environment::Settings;
+use super::round_options::RoundOptions;
 use crate::clock::SystemClock;
 use crate::config::{RawServeConfig, ServeConfig};
 use crate::model::{self, DeviceChoice, LabelSchema, Manifest, PctNetConfig, PrecisionChoice};
@@ -19,6 +20,7 @@ use crate::project::{Limits, OpenProject, Project, ProjectError, SETTLE};
 use crate::rest::serve::{self, Limits as HttpLimits, stop_signal};
 use crate::rest::{App, AppParts, damaged, router};
 use crate::rounds::registry::{ModelVersion, Registry};
+use crate::rounds::schedule;
 use crate::sessions::Sessions;
 use crate::telemetry::{self, LogFormat};
 use crate::worker::supervisor::{self, Supervisor};
@@ -36,7 +38,8 @@ const HOUSEKEEPING: Duration = Duration::from_secs(300);
 /// Arguments of `fewlabel serve`.
 #[derive(Args, Clone, Debug)]
 pub struct ServeArgs {
-    /// Folder with the images: *.nii.gz, *.nii, *.nrrd at its top level. Images are never changed
+    /// Folder with the images at its top level: *.nii.gz, *.nii, *.nrrd, and DICOM series as folders or *.zip. Images are
+    /// never changed
     #[arg(
         long,
         value_name = "DIR|DICOMWEB_URL",
@@ -95,6 +98,9 @@ pub struct ServeArgs {
     /// Seed of everything random in this project
     #[arg(long, default_value_t = 0)]
     pub seed: u64,
+    /// Rounds, their gate and leases
+    #[command(flatten)]
+    pub rounds: RoundOptions,
     /// How log lines are written to standard error
     #[arg(long, value_enum, default_value = "text")]
     pub log_format: LogFormat,
@@ -153,6 +159,9 @@ async fn start(args: ServeArgs) -> anyhow::Result<()> {
         Ok(project) => project.with_limits(limits),
         Err(error) => return serve_damaged(&config, error.into()).await,
     };
+    if project.read_only().is_none() {
+        args.rounds.keep(&project).await?;
+    }
     let registry = Registry::new(&project);
     let ready = match project.read_only() {
         Some(reason) => format!("READ ONLY: {reason}"),
@@ -185,6 +194,7 @@ async fn start(args: ServeArgs) -> anyhow::Result<()> {
             let follower = project.clone();
             housekeeping.spawn(async move { follower.follow_studies().await });
         }
+        housekeeping.spawn(schedule::keep_going(project.clone()));
         housekeeping.spawn(look_for_damage(project.clone(), supervisor.stopper()));
     }
     let no_worker = || watch::Sender::new(false).subscribe();

@@ -145,6 +145,8 @@ pub fn run(args: TrainArgs) -> anyhow::Result<()> {
     let checkpoint = CheckpointPlan {
         path: folder.join("checkpoint.safetensors"),
         every: args.checkpoint_every,
+        share: None,
+        keep: false,
         resume: args.resume,
     };
     if checkpoint.path.exists() && !args.resume {

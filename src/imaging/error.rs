@@ -11,16 +11,19 @@ pub enum ImagingError {
     /// The file could not be opened, read or written.
     #[error("the file could not be read or written: {0}")]
     Io(#[from] io::Error),
-    /// Neither NIfTI nor NRRD by its content.
+    /// No known format by its content.
     #[error(
-        "not an image this program reads ({0}); send NIfTI (.nii, .nii.gz, .hdr with .img) or NRRD (.nrrd, .nhdr, .seg.nrrd)"
+        "not an image this program reads ({0}); send NIfTI (.nii, .nii.gz, .hdr with .img), NRRD (.nrrd, .nhdr, .seg.nrrd) or a DICOM series"
     )]
     UnknownFormat(String),
-    /// A DICOM file where a NIfTI or NRRD file was expected.
-    #[error(
-        "this is a DICOM file, which is not read here; give the folder of its series, or convert it to NIfTI or NRRD"
-    )]
-    Dicom,
+    /// A file of a series.
+    #[error("{file}: {error}")]
+    InFile {
+        /// Its name without folders.
+        file: String,
+        /// What is wrong with it.
+        error: Box<ImagingError>,
+    },
     /// The header contradicts the format's definition.
     #[error("damaged {format} header: {what}")]
     Header {
@@ -68,7 +71,7 @@ impl ImagingError {
         match self {
             Self::Io(_) => "io",
             Self::UnknownFormat(_) => "unknown_format",
-            Self::Dicom => "dicom_not_supported",
+            Self::InFile { error, .. } => error.code(),
             Self::Header { .. } => "bad_header",
             Self::Unsupported(_) => "unsupported",
             Self::TooLarge(_) => "too_large",

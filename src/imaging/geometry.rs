@@ -13,7 +13,7 @@
 /// Steps whose normalised volume is below this are taken as linearly dependent.
 const SINGULAR: f64 = 1e-6;
 /// Largest cosine between two steps that still counts as a right angle.
-const ORTHOGONAL: f64 = 1e-3;
+pub(crate) const ORTHOGONAL: f64 = 1e-3;
 /// Voxel sizes outside of this range are taken as a damaged header, not as an image of a patient.
 const SPACING_MM: std::ops::RangeInclusive<f64> = 1e-5..=1e5;
 /// Centres of voxels further away than this are taken as a damaged header; double precision still
@@ -230,7 +230,7 @@ impl Geometry {
             .any(|cosine| cosine.abs() > ORTHOGONAL)
     }
 
-    fn corners(&self) -> [[f64; 3]; 8] {
+    pub(super) fn corners(&self) -> [[f64; 3]; 8] {
         std::array::from_fn(|corner| {
             self.to_world(std::array::from_fn(|a| {
                 if corner >> a & 1 == 1 {

@@ -6,7 +6,7 @@ use super::Sample;
 use super::error::ImagingError;
 use super::geometry::Geometry;
 use super::volume::Volume;
-use super::{nifti, nrrd};
+use super::{Budget, dicom, nifti, nrrd, read_raster};
 
 /// One named segment of a `.seg.nrrd` file.
 #[derive(Debug, Clone, PartialEq)]
@@ -35,6 +35,33 @@ pub struct LabelFile {
     pub segments: Vec<Segment>,
     /// What was assumed or repaired while reading.
     pub warnings: Vec<String>,
+}
+
+/// Reads a label map or segmentation: NIfTI, NRRD, `.seg.nrrd` or DICOM Segmentation, decided by content.
+///
+/// # Errors
+/// As [`super::read_scan`], and values that are negative, fractional or above 65535.
+pub fn read_label(path: &Path, budget: &Budget) -> Result<LabelFile, ImagingError> {
+    read(path, None, budget)
+}
+
+/// As [`read_label`], and the contours of an RT Structure Set on the grid of their image.
+///
+/// # Errors
+/// As [`read_label`], and contours that lie on no slice of the grid.
+pub fn read_label_of(
+    path: &Path,
+    grid: &Geometry,
+    budget: &Budget,
+) -> Result<LabelFile, ImagingError> {
+    read(path, Some(grid), budget)
+}
+
+fn read(path: &Path, grid: Option<&Geometry>, budget: &Budget) -> Result<LabelFile, ImagingError> {
+    match dicom::is_file(path) {
+        true => dicom::read_labels(path, grid, budget),
+        false => read_raster(path, budget)?.into_label(),
+    }
 }
 
 /// The file formats that are written.

@@ -9,7 +9,7 @@
 //! | file | what it is in the patient |
 //! |---|---|
 //! | [`geometry`], [`volume`] | the grid, and voxels on it |
-//! | `nifti`, `nrrd` | the formats, their rules and traps |
+//! | `nifti`, `nrrd`, [`dicom`] | the formats, their rules and traps |
 //! | [`orientation`], [`resample`], [`components`] | grids turned, resampled, cleaned |
 //! | [`distance`], [`metrics`] | distances in mm; how well two label maps agree |
 //! | [`phantom`] | a synthetic torso, a pure function of its seed |
@@ -21,6 +21,7 @@
 pub mod budget;
 pub mod color;
 pub mod components;
+pub mod dicom;
 pub mod distance;
 pub mod error;
 pub mod geometry;
@@ -45,7 +46,10 @@ use std::path::Path;
 pub use budget::Budget;
 pub use error::ImagingError;
 pub use geometry::{Geometry, GeometryError};
-pub use label::{LabelFile, LabelFormat, Segment, write_label, write_label_as, write_scan};
+pub use label::{
+    LabelFile, LabelFormat, Segment, read_label, read_label_of, write_label, write_label_as,
+    write_scan,
+};
 pub use raster::Raster;
 pub use sample::Sample;
 pub use volume::{Scan, Volume};
@@ -55,8 +59,8 @@ use budget::Packing;
 /// Bytes of the file that its first reads may look at.
 const READ_BUFFER_BYTES: usize = 1 << 18;
 
-/// Reads a scan: NIfTI-1, NIfTI-2 or NRRD, decided by content. Values are rescaled as the file
-/// says, and every voxel is finite.
+/// Reads a scan: NIfTI-1, NIfTI-2, NRRD or a DICOM series (a folder, a zip file, one file), decided by
+/// content. Values are rescaled as the file says, and every voxel is finite.
 ///
 /// # Errors
 /// Whatever is no complete, plausible, scalar 3-D image within `budget`.
@@ -64,34 +68,26 @@ pub fn read_scan(path: &Path, budget: &Budget) -> Result<Scan, ImagingError> {
     read_raster(path, budget)?.into_scan()
 }
 
-/// Reads a label map or segmentation: NIfTI, NRRD or `.seg.nrrd`, decided by content.
-///
-/// # Errors
-/// As [`read_scan`], and values that are negative, fractional or above 65535.
-pub fn read_label(path: &Path, budget: &Budget) -> Result<LabelFile, ImagingError> {
-    read_raster(path, budget)?.into_label()
-}
-
 /// Reads an image without deciding what it is.
 ///
 /// # Errors
 /// As [`read_scan`].
 pub fn read_raster(path: &Path, budget: &Budget) -> Result<Raster, ImagingError> {
+    if path.is_dir() {
+        return dicom::read(path, budget);
+    }
     let (mut reader, stored_bytes) = open(path)?;
     let mut raster = match sniff(reader.fill_buf()?)? {
+        Kind::Dicom => return dicom::read(path, budget),
         Kind::Nrrd => nrrd::read(path, reader, stored_bytes, budget)?,
         Kind::Nifti(packing) => nifti::read(path, reader, packing, stored_bytes, budget)?,
     };
-    if raster.geometry.is_sheared() {
-        raster.warnings.push(
-            "the voxel axes are not at right angles (sheared or tilted); kept as they are"
-                .to_owned(),
-        );
-    }
+    raster.note_shear();
     Ok(raster)
 }
 
 enum Kind {
+    Dicom,
     Nrrd,
     Nifti(Packing),
 }
@@ -106,8 +102,8 @@ fn sniff(start: &[u8]) -> Result<Kind, ImagingError> {
     if nifti::is_header(start) {
         return Ok(Kind::Nifti(Packing::Plain));
     }
-    if start.get(128..132) == Some(b"DICM".as_slice()) {
-        return Err(ImagingError::Dicom);
+    if dicom::is_ours(start) {
+        return Ok(Kind::Dicom);
     }
     Err(ImagingError::UnknownFormat(match start.len() {
         0 => "the file is empty".to_owned(),

@@ -10,6 +10,9 @@ use super::label::{LabelFile, Segment};
 use super::sample::Sample;
 use super::volume::{Scan, Volume};
 
+/// Hounsfield units in place of voxels that were not measured.
+pub(crate) const AIR_HU: f32 = -1024.0;
+
 /// How the layers of a segmentation lie among the voxels.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Layers {
@@ -35,6 +38,8 @@ pub struct Raster {
     /// Slope and intercept where the file asks for rescaling.
     pub(crate) rescale: Option<(f64, f64)>,
     pub(crate) layers: Layers,
+    /// Stored values that stand for no measurement, first and last; a scan has air there.
+    pub(crate) padding: Option<[f64; 2]>,
     pub(crate) segments: Vec<Segment>,
     pub(crate) warnings: Vec<String>,
     /// Little-endian values.
@@ -65,6 +70,16 @@ impl Raster {
     /// What was assumed or repaired while reading.
     pub fn warnings(&self) -> &[String] {
         &self.warnings
+    }
+
+    /// Warns of a sheared grid.
+    pub(crate) fn note_shear(&mut self) {
+        if self.geometry.is_sheared() {
+            self.warnings.push(
+                "the voxel axes are not at right angles (sheared or tilted); kept as they are"
+                    .to_owned(),
+            );
+        }
     }
 
     /// All values in file order after rescaling, in chunks; NaN and infinities as they are stored.
@@ -107,10 +122,13 @@ impl Raster {
                 self.layers.count
             )));
         }
-        let rescale = self.rescale;
-        let mut voxels = self
-            .sample
-            .map(&self.bytes, |raw| rescaled(rescale, raw) as f32);
+        let (rescale, padding) = (self.rescale, self.padding);
+        let is_padding =
+            |raw: f64| padding.is_some_and(|[first, last]| (first..=last).contains(&raw));
+        let mut voxels = self.sample.map(&self.bytes, |raw| match is_padding(raw) {
+            true => AIR_HU,
+            false => rescaled(rescale, raw) as f32,
+        });
         self.bytes = Vec::new();
         if let Some(warning) = replace_non_finite(&mut voxels)? {
             self.warnings.push(warning);
@@ -215,6 +233,7 @@ mod tests {
             sample: Sample::F64,
             rescale: None,
             layers,
+            padding: None,
             segments: Vec::new(),
             warnings: Vec::new(),
             bytes: values.iter().flat_map(|v| v.to_le_bytes()).collect(),

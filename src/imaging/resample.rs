@@ -7,7 +7,7 @@
 
 use rayon::prelude::*;
 
-use super::geometry::{Geometry, GeometryError};
+use super::geometry::{Geometry, GeometryError, dot, length, normalised};
 use super::volume::Volume;
 
 /// Positions this close beyond the edge of an image still belong to it (rounding).
@@ -41,6 +41,42 @@ pub fn grid_with_spacing(
         new_steps[axis] = steps[axis].map(|v| v * new / old[axis]);
     }
     Geometry::new(shape, geometry.to_world(first), new_steps)
+}
+
+/// The grid at right angles over all of a sheared grid, such as that of a tilted gantry: x runs as before, the distances
+/// of columns, rows and slices stay. None when the grid is not sheared.
+///
+/// # Errors
+/// A grid that would not fit in memory.
+pub fn upright(geometry: &Geometry) -> Result<Option<Geometry>, GeometryError> {
+    if !geometry.is_sheared() {
+        return Ok(None);
+    }
+    let [z, y, x] = geometry.steps_lps_mm();
+    let without = |v: [f64; 3], axis: [f64; 3]| {
+        let along = dot(v, axis);
+        std::array::from_fn(|w| v[w] - along * axis[w])
+    };
+    let x_axis = normalised(x);
+    let y_axis = normalised(without(y, x_axis));
+    let across = without(without(z, x_axis), y_axis);
+    let axes = [normalised(across), y_axis, x_axis];
+    let spacing_mm = [length(across), length(y), length(x)];
+    let corners = geometry.corners();
+    let mut shape = [0; 3];
+    let mut origin = [0.0; 3];
+    for axis in 0..3 {
+        let along = corners.map(|corner| dot(corner, axes[axis]));
+        let low = along.iter().copied().fold(f64::INFINITY, f64::min);
+        let high = along.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+        // A saturating cast; Geometry::new refuses what is too large.
+        shape[axis] = ((high - low) / spacing_mm[axis] - EDGE).ceil() as usize + 1;
+        for w in 0..3 {
+            origin[w] += low * axes[axis][w];
+        }
+    }
+    let steps = std::array::from_fn(|a| axes[a].map(|v| v * spacing_mm[a]));
+    Geometry::new(shape, origin, steps).map(Some)
 }
 
 /// `volume` on the grid `target` by trilinear interpolation; `outside` beyond its extents.

@@ -52,6 +52,9 @@ pub enum ModelError {
     /// The data cannot be trained on.
     #[error("cannot train: {0}")]
     Data(String),
+    /// What was asked for does not fit the model or the data.
+    #[error("{0}")]
+    Request(String),
     /// Loss or gradients stopped being numbers.
     #[error(
         "training diverged at step {step}: {reason}; nothing was published. Lower the learning rate or check the labels"

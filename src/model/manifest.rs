@@ -206,6 +206,16 @@ impl Manifest {
         }
         weights::parse(&bytes).map_err(|reason| ModelError::bad(path, reason))
     }
+
+    /// Whether every weight is a finite number.
+    ///
+    /// # Errors
+    /// When they cannot be read.
+    pub fn has_finite_weights(&self, dir: &Path) -> Result<bool, ModelError> {
+        let state = self.read_weights(dir)?;
+        let finite = |values: &[f32]| values.iter().all(|value| value.is_finite());
+        Ok(state.values().all(|tensor| finite(&tensor.values)))
+    }
 }
 
 /// Writes a model directory. `dir` appears whole or not at all; it must not exist yet.

@@ -28,7 +28,7 @@ pub use clicks::{Click, ClickGuidance};
 pub use convert::create_untrained;
 pub use engine::{DeviceChoice, probe_device};
 pub use error::ModelError;
-pub use infer::{OpenScan, Segmentation, Segmenter};
+pub use infer::{Explored, Explorer, OpenScan, Passes, ProbabilitySlice, Segmentation, Segmenter};
 pub use manifest::{Lineage, Manifest, ModelDescription, Preprocessing, write_model};
 pub use pct_net::PctNetConfig;
 pub use plan::{ClassFrequency, DataSummary, Given, Spacing, Survey};

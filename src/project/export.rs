@@ -126,7 +126,7 @@ impl Project {
         match format {
             Format::Monai => {
                 let document = self.document().await?;
-                write(move || monai(&out, &cases, images, &document)).await
+                write(move || monai(&out, &cases, images, &document, &budget)).await
             }
             Format::Msd => {
                 let dataset = Dataset {
@@ -171,6 +171,7 @@ fn monai(
     cases: &[Case],
     images: ImageFiles,
     document: &Value,
+    budget: &imaging::Budget,
 ) -> Result<Exported, ProjectError> {
     let partial = Partial::beside(out)?;
     let mut exported = Exported::default();
@@ -179,11 +180,12 @@ fn monai(
     }
     for case in cases {
         exported.images += 1;
-        place(
-            &case.image.path,
-            &partial.path().join(&case.image.name),
-            images,
-        )?;
+        let to = partial.path().join(&case.image.name);
+        if case.image.is_series && images != ImageFiles::None {
+            rewrite(&case.image, &to, budget)?;
+        } else {
+            place(&case.image.path, &to, images)?;
+        }
         for (label, path) in &case.labels {
             let dir = partial.path().join("labels").join(label.tag.as_str());
             std::fs::create_dir_all(&dir)?;
@@ -291,16 +293,22 @@ impl Dataset {
 
     /// The layout knows `.nii.gz` alone; others are rewritten.
     fn image(&self, image: &ImageRow, to: &Path, images: ImageFiles) -> Result<(), ProjectError> {
-        if image.ext == ".nii.gz" || images == ImageFiles::None {
+        let as_it_is = image.ext == ".nii.gz" && !image.is_series;
+        if as_it_is || images == ImageFiles::None {
             return place(&image.path, to, images);
         }
-        let refused = |error: imaging::ImagingError| {
-            ProjectError::Invalid(format!("image {}: {error}", image.id))
-        };
-        let scan = imaging::read_scan(&image.path, &self.budget).map_err(refused)?;
-        imaging::write_scan(to, &scan.volume, LabelFormat::NiftiGz).map_err(refused)?;
-        Ok(File::open(to)?.sync_all()?)
+        rewrite(image, to, &self.budget)
     }
+}
+
+/// Writes an image as `.nii.gz`.
+fn rewrite(image: &ImageRow, to: &Path, budget: &imaging::Budget) -> Result<(), ProjectError> {
+    let refused = |error: imaging::ImagingError| {
+        ProjectError::Invalid(format!("image {}: {error}", image.id))
+    };
+    let scan = imaging::read_scan(&image.path, budget).map_err(refused)?;
+    imaging::write_scan(to, &scan.volume, LabelFormat::NiftiGz).map_err(refused)?;
+    Ok(File::open(to)?.sync_all()?)
 }
 
 /// Brings a file to the folder, with the time of its last change.

@@ -137,10 +137,12 @@ impl FileName {
     }
 }
 
-/// Suffixes of image files, longest first.
-pub const IMAGE_SUFFIXES: [&str; 3] = [".nii.gz", ".nii", ".nrrd"];
-/// Suffixes of label files, longest first. `.bin` is raw uint8 in the order of the image's file, i fastest.
-pub const LABEL_SUFFIXES: [&str; 5] = [".seg.nrrd", ".nii.gz", ".nii", ".nrrd", ".bin"];
+/// Suffixes of image files, longest first. A zip file holds a DICOM series.
+pub const IMAGE_SUFFIXES: [&str; 4] = [".nii.gz", ".nii", ".nrrd", ".zip"];
+/// In place of a suffix for images that are folders with a DICOM series.
+pub(super) const SERIES_FOLDER: &str = ".dicom";
+/// Suffixes of label files, longest first. `.dcm` is a DICOM Segmentation or RT Structure Set, `.bin` is raw uint8 in the order of the image's file, i fastest.
+pub const LABEL_SUFFIXES: [&str; 6] = [".seg.nrrd", ".nii.gz", ".nii", ".nrrd", ".dcm", ".bin"];
 
 /// Splits a file name into stem and one of `suffixes` (any case; returned as listed).
 pub fn split_suffix<'n>(

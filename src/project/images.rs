@@ -4,25 +4,30 @@ use std::path::{Path, PathBuf};
 
 use serde_json::json;
 
-use super::ids::{FileName, IMAGE_SUFFIXES, ImageId, split_suffix};
+use super::ids::{FileName, IMAGE_SUFFIXES, ImageId, SERIES_FOLDER, split_suffix};
 use super::labels::tombstone;
 use super::rescan::size_and_time;
 use super::{Map, Project, ProjectError};
-use crate::imaging::{self, Geometry};
+use crate::imaging::{self, Geometry, LabelFormat};
 use crate::store::rows::{self, ImageFacts, ImageRecord};
 use crate::store::{Staged, StoreError, sha256_of_file};
+
+/// What clients get of a DICOM series.
+const SERIES_AS: LabelFormat = LabelFormat::NiftiGz;
 
 /// One image of the project.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ImageRow {
     /// Its id: the file name without suffix, or what the uploader chose.
     pub id: ImageId,
-    /// Suffix with its dot, as `.nii.gz`.
+    /// Suffix with its dot, as `.nii.gz`; that of the file for clients where the image is a DICOM series.
     pub ext: String,
     /// File name for clients, unique in the project: id and suffix.
     pub name: String,
-    /// Where the bytes lie; read only. The file of an upload has no suffix.
+    /// Where the bytes lie, a file or the folder of a DICOM series; read only. The file of an upload has no suffix.
     pub path: PathBuf,
+    /// Whether it is a DICOM series; clients get it as [`Project::client_file`].
+    pub is_series: bool,
     /// Hash of the bytes, where it is known yet; see [`Project::image_sha256`].
     pub sha256: Option<String>,
     /// Last change of the file, or time of the upload, in seconds since 1970-01-01 UTC.
@@ -233,7 +238,7 @@ impl Project {
                 }
                 let facts = Facts {
                     geometry: read_geometry(&path, &budget)?,
-                    sha256: sha256_of_file(&path)?,
+                    sha256: content_sha256(&path, &budget)?,
                 };
                 Ok(unchanged(&path).then_some(facts))
             })
@@ -250,6 +255,37 @@ impl Project {
             self.store().database.set_image_facts(row, kept).await?;
         }
         Ok(facts)
+    }
+
+    /// The file of an image that clients get, and its SHA-256: the image's own, or a DICOM series as int16 NIfTI, which
+    /// is made at the first call and kept until it was not asked for during a day.
+    ///
+    /// # Errors
+    /// A series that cannot be read.
+    pub async fn client_file(&self, image: &ImageRow) -> Result<(PathBuf, String), ProjectError> {
+        let sha256 = self.image_sha256(&image.id).await?;
+        if !image.is_series {
+            return Ok((image.path.clone(), sha256));
+        }
+        let file = self
+            .scratch_dir()
+            .join(format!("series-{sha256}{}", SERIES_AS.suffix()));
+        let (path, budget, source) = (file.clone(), self.limits.budget, image.path.clone());
+        let sha256 = self
+            .decode(move || {
+                std::fs::create_dir_all(path.parent().unwrap_or(&path))?;
+                match std::fs::File::options().append(true).open(&path) {
+                    // Kept from the sweep of scratch files.
+                    Ok(kept) => kept.set_modified(std::time::SystemTime::now())?,
+                    Err(_) => {
+                        let scan = imaging::read_scan(&source, &budget).map_err(refused)?;
+                        imaging::write_scan(&path, &scan.volume, SERIES_AS).map_err(refused)?;
+                    }
+                }
+                Ok(sha256_of_file(&path)?)
+            })
+            .await?;
+        Ok((file, sha256))
     }
 
     /// Runs blocking work that holds a whole volume, a few at a time.
@@ -292,7 +328,13 @@ impl Project {
     }
 
     fn image_row(&self, row: ImageRecord) -> Result<ImageRow, ProjectError> {
-        let name = format!("{}{}", row.id, row.ext);
+        let is_series = matches!(row.ext.as_str(), SERIES_FOLDER | ".zip");
+        let ext = if is_series {
+            SERIES_AS.suffix().to_owned()
+        } else {
+            row.ext.clone()
+        };
+        let name = format!("{}{ext}", row.id);
         let ts = row.mtime_ms.div_euclid(1000);
         let mut info = Map::from_iter([
             ("ts".to_owned(), json!(ts)),
@@ -308,7 +350,8 @@ impl Project {
             id: ImageId::parse(&row.id)?,
             size_bytes: u64::try_from(row.size_bytes).unwrap_or_default(),
             uploaded: row.source == "blob",
-            ext: row.ext,
+            ext,
+            is_series,
             sha256: row.sha256,
             name,
             ts,
@@ -317,13 +360,20 @@ impl Project {
     }
 }
 
-fn read_geometry(path: &Path, budget: &imaging::Budget) -> Result<Geometry, ProjectError> {
-    match imaging::read_scan(path, budget) {
-        Ok(scan) => Ok(scan.volume.geometry),
-        Err(error) => Err(ProjectError::Invalid(format!(
-            "the image is refused: {error}"
-        ))),
+fn content_sha256(path: &Path, budget: &imaging::Budget) -> Result<String, ProjectError> {
+    if path.is_dir() {
+        return imaging::dicom::content_sha256(path, budget).map_err(refused);
     }
+    Ok(sha256_of_file(path)?)
+}
+
+fn refused(error: imaging::ImagingError) -> ProjectError {
+    ProjectError::Invalid(format!("the image is refused: {error}"))
+}
+
+fn read_geometry(path: &Path, budget: &imaging::Budget) -> Result<Geometry, ProjectError> {
+    let scan = imaging::read_scan(path, budget).map_err(refused)?;
+    Ok(scan.volume.geometry)
 }
 
 pub(super) fn geometry_json(geometry: &Geometry) -> String {

@@ -23,6 +23,7 @@ mod review;
 mod revisions;
 mod split;
 mod stale;
+mod statistics;
 mod structures;
 mod submit;
 mod upkeep;
@@ -36,7 +37,9 @@ use std::time::Duration;
 use serde_json::Value;
 use tokio::sync::{Mutex, Semaphore};
 
-pub use crate::store::jobs::{Beat, Claimed, Finish, Job, JobId, JobKind, JobState, Jobs, NewJob};
+pub use crate::store::jobs::{
+    Beat, Claimed, Finish, Job, JobId, JobKind, JobState, Jobs, NewJob, Pulse,
+};
 pub use crate::store::rows::AuditRow;
 pub use crate::store::{Staged, StagedWriter, Staging, StoreError};
 pub use error::ProjectError;
@@ -53,6 +56,7 @@ pub use review::{Review, Verdict};
 pub use revisions::{ClassComparison, Comparison};
 pub use split::{Part, SplitRow};
 pub use stale::STALE;
+pub use statistics::{Annotator, PartCount, Statistics};
 pub use structures::{Code, Structure, Terminology};
 pub use submit::SubmitLabel;
 pub(crate) use submit::on_grid;
@@ -135,6 +139,8 @@ struct Inner {
     decoders: Arc<Semaphore>,
     /// Held while the studies folder is looked through.
     scanning: Mutex<()>,
+    /// Held while an image is chosen for an annotator.
+    choosing: Mutex<()>,
     counts: Mutex<counts::Kept>,
     journal: journal::Journal,
 }

@@ -109,6 +109,7 @@ impl Project {
             settle,
             decoders: Arc::new(Semaphore::new(DECODERS)),
             scanning: Mutex::default(),
+            choosing: Mutex::default(),
             counts: Mutex::default(),
             journal: Default::default(),
         };
@@ -200,6 +201,11 @@ impl Project {
     /// The store below, for `rounds` and `sessions`.
     pub(crate) fn store(&self) -> &Store {
         &self.inner.store
+    }
+
+    /// One at a time: for who chooses an image for an annotator.
+    pub(crate) async fn choosing(&self) -> tokio::sync::MutexGuard<'_, ()> {
+        self.inner.choosing.lock().await
     }
 
     /// Appends to the audit log.

@@ -9,7 +9,7 @@ use serde_json::Value;
 use super::ids::ImageId;
 use crate::imaging::scribbles::Options;
 pub use crate::imaging::scribbles::{Method, Options as ScribblesOptions};
-pub use crate::model::Click;
+pub use crate::model::{Click, Passes};
 
 /// Where the worker finds the image of a request.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -25,6 +25,8 @@ pub enum ImageSource {
         /// Where it lies on this machine.
         path: PathBuf,
     },
+    /// A patch of noise: whether a version answers at all, before it serves.
+    WarmUp,
 }
 
 /// What a person drew for an inference.
@@ -175,8 +177,12 @@ pub struct TrainRequest {
     pub steps: Option<u32>,
     /// Share of the cases held out for validation, 0 to 1.
     pub val_split: f64,
-    /// Start from the live version instead of from random weights.
+    /// Start from trained weights instead of from random ones.
     pub pretrained: bool,
+    /// Continue the live version, instead of starting from the version that the first round started from; as the settings
+    /// say when absent.
+    #[serde(default)]
+    pub warm_start: Option<bool>,
     /// Seed of everything random in the run.
     pub seed: u64,
     /// Learning rate at the start; the recipe's when absent.
@@ -187,9 +193,37 @@ pub struct TrainRequest {
     pub early_stop_patience: i64,
 }
 
+impl TrainRequest {
+    /// What is done when nothing else is asked for.
+    pub fn of(model: &str) -> Self {
+        Self {
+            model: model.to_owned(),
+            name: "train_01".to_owned(),
+            max_epochs: 50,
+            steps: None,
+            val_split: 0.2,
+            pretrained: true,
+            warm_start: None,
+            seed: 0,
+            learning_rate: None,
+            batch: None,
+            early_stop_patience: -1,
+        }
+    }
+}
+
 /// Compute a score for every image.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ScoreRequest {
     /// Name of the method.
     pub method: String,
+    /// The model that is asked, by methods that ask one; the first of the server when absent.
+    #[serde(default)]
+    pub model: Option<String>,
+    /// How each version of the model is asked.
+    #[serde(default)]
+    pub passes: Passes,
+    /// Versions of the model that are asked together, the live one and those before it; 1 when absent.
+    #[serde(default)]
+    pub versions: Option<usize>,
 }

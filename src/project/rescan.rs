@@ -6,12 +6,15 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde_json::json;
 
-use super::ids::{IMAGE_SUFFIXES, ImageId, split_suffix};
+use super::ids::{IMAGE_SUFFIXES, ImageId, SERIES_FOLDER, split_suffix};
 use super::images::object;
 use super::{Project, ProjectError};
+use crate::imaging::dicom;
 use crate::store::StoreError;
 use crate::store::rows::{self, ImageRecord, SeenImage};
 
+/// Folders of the studies folder that never are a series.
+const NO_SERIES: [&str; 3] = ["labels", "labelsTr", "labelsTs"];
 /// Images written in one transaction, so that others are not kept waiting.
 const BATCH: usize = 2000;
 
@@ -31,6 +34,8 @@ pub struct Rescan {
     pub skipped: Vec<Skipped>,
     /// Files that are still being written; they are taken when they are quiet.
     pub unsettled: Vec<String>,
+    /// Whether there are subfolders: what happens in them is not told, it has to be looked for.
+    pub has_folders: bool,
 }
 
 impl Rescan {
@@ -41,8 +46,8 @@ impl Rescan {
 }
 
 impl Project {
-    /// Looks through the studies folder (top level, `.nii.gz`, `.nii`, `.nrrd`, neither hidden nor
-    /// `.seg.nrrd`). Writes only when something changed. New files that were written to just now are
+    /// Looks through the studies folder (top level: `.nii.gz`, `.nii`, `.nrrd`, `.zip`, and folders that hold a DICOM
+    /// series; neither hidden nor `.seg.nrrd`). Writes only when something changed. New files that were written to just now are
     /// waited for, and left out while they grow.
     ///
     /// # Errors
@@ -50,7 +55,7 @@ impl Project {
     pub async fn rescan(&self) -> Result<Rescan, ProjectError> {
         let _one_at_a_time = self.inner.scanning.lock().await;
         let studies = self.studies().to_owned();
-        let (files, skipped) = tokio::task::spawn_blocking(move || list(&studies))
+        let (files, skipped, has_folders) = tokio::task::spawn_blocking(move || list(&studies))
             .await
             .map_err(StoreError::from)??;
         let before: HashMap<String, SeenImage> = self
@@ -64,6 +69,7 @@ impl Project {
 
         let mut found = Rescan {
             skipped,
+            has_folders,
             ..Rescan::default()
         };
         let there: HashSet<&str> = files.iter().map(|file| file.id.as_str()).collect();
@@ -173,8 +179,9 @@ impl Project {
             match self.read_facts(&row).await {
                 Ok(_) => {}
                 // Its labels count as stale until it can be read.
-                Err(ProjectError::Invalid(reason)) => {
-                    tracing::warn!("an image with labels was changed and cannot be read: {reason}");
+                // The reason may name a file; it is told to who asks for the image.
+                Err(ProjectError::Invalid(_)) => {
+                    tracing::warn!("an image with labels was changed and cannot be read any more");
                 }
                 Err(error) => return Err(error),
             }
@@ -245,51 +252,60 @@ impl StudyFile {
     }
 }
 
-/// Image files in the order of their names, and the files that were passed over with the reason.
-fn list(studies: &Path) -> Result<(Vec<StudyFile>, Vec<Skipped>), ProjectError> {
+/// Images in the order of their names, the files that were passed over with the reason, and whether there are subfolders
+/// that may become images.
+fn list(studies: &Path) -> Result<(Vec<StudyFile>, Vec<Skipped>, bool), ProjectError> {
     let mut names = Vec::new();
     for entry in std::fs::read_dir(studies)? {
         names.push(entry?.file_name());
     }
     names.sort();
     let (mut files, mut skipped) = (Vec::<StudyFile>::new(), Vec::new());
-    let mut taken = HashSet::new();
+    let (mut taken, mut has_folders) = (HashSet::new(), false);
     for name in names {
         let file = name.to_string_lossy().into_owned();
-        let Some((stem, ext)) = split_suffix(&file, &IMAGE_SUFFIXES) else {
-            continue;
+        let path = studies.join(&name);
+        let (stem, ext) = if path.is_dir() {
+            if file.starts_with('.') || NO_SERIES.contains(&file.as_str()) {
+                continue;
+            }
+            has_folders = true;
+            if !dicom::is_series(&path) {
+                continue;
+            }
+            (file.as_str(), SERIES_FOLDER)
+        } else {
+            match split_suffix(&file, &IMAGE_SUFFIXES) {
+                Some(split) => split,
+                None => continue,
+            }
         };
         if file.starts_with('.') || file.to_ascii_lowercase().ends_with(".seg.nrrd") {
             continue;
         }
-        let reason = match (
-            name.to_str(),
-            ImageId::parse(stem),
-            std::fs::metadata(studies.join(&name)),
-        ) {
+        let reason = match (name.to_str(), ImageId::parse(stem), Seen::of(&path)) {
             (None, ..) => "its name is not UTF-8".to_owned(),
             (_, Err(error), _) => error.to_string(),
             (.., Err(error)) => format!("it cannot be read: {error}"),
-            (.., Ok(metadata)) if !metadata.is_file() => continue,
+            (.., Ok(None)) => continue,
             (_, Ok(id), _) if !taken.insert(id.clone()) => {
                 format!("another file already has the id {id}")
             }
-            (_, Ok(id), Ok(metadata)) => {
-                let (size_bytes, mtime_ms) = size_and_time_of(&metadata)?;
+            (_, Ok(id), Ok(Some(seen))) => {
                 files.push(StudyFile {
                     id,
                     ext,
                     file,
-                    size_bytes,
-                    mtime_ms,
-                    touched: touched(&metadata)?,
+                    size_bytes: seen.size_bytes,
+                    mtime_ms: seen.mtime_ms,
+                    touched: seen.touched,
                 });
                 continue;
             }
         };
         skipped.push((file, reason));
     }
-    Ok((files, skipped))
+    Ok((files, skipped, has_folders))
 }
 
 /// The time of the inode where there is one: a copy may set the other one back.
@@ -307,18 +323,50 @@ fn touched(metadata: &std::fs::Metadata) -> std::io::Result<SystemTime> {
     Ok(modified)
 }
 
-fn size_and_time_of(metadata: &std::fs::Metadata) -> std::io::Result<(i64, i64)> {
-    let mtime = metadata
-        .modified()?
-        .duration_since(UNIX_EPOCH)
-        .unwrap_or_default();
-    Ok((
-        i64::try_from(metadata.len()).unwrap_or(i64::MAX),
-        i64::try_from(mtime.as_millis()).unwrap_or(i64::MAX),
-    ))
+/// Size and times of a file, or of all files of a folder together.
+struct Seen {
+    size_bytes: i64,
+    mtime_ms: i64,
+    touched: SystemTime,
+}
+
+impl Seen {
+    /// None for what is neither file nor folder.
+    fn of(path: &Path) -> std::io::Result<Option<Self>> {
+        let metadata = std::fs::metadata(path)?;
+        if metadata.is_file() {
+            return Self::of_file(&metadata).map(Some);
+        }
+        if !metadata.is_dir() {
+            return Ok(None);
+        }
+        let mut all = Self::of_file(&metadata)?;
+        all.size_bytes = 0;
+        for file in dicom::files_below(path)? {
+            let one = Self::of_file(&std::fs::metadata(file)?)?;
+            all.size_bytes = all.size_bytes.saturating_add(one.size_bytes);
+            all.mtime_ms = all.mtime_ms.max(one.mtime_ms);
+            all.touched = all.touched.max(one.touched);
+        }
+        Ok(Some(all))
+    }
+
+    fn of_file(metadata: &std::fs::Metadata) -> std::io::Result<Self> {
+        let mtime = metadata
+            .modified()?
+            .duration_since(UNIX_EPOCH)
+            .unwrap_or_default();
+        Ok(Self {
+            size_bytes: i64::try_from(metadata.len()).unwrap_or(i64::MAX),
+            mtime_ms: i64::try_from(mtime.as_millis()).unwrap_or(i64::MAX),
+            touched: touched(metadata)?,
+        })
+    }
 }
 
 /// Size in bytes, and time of the last change in milliseconds since 1970-01-01 UTC.
 pub(super) fn size_and_time(path: &Path) -> std::io::Result<(i64, i64)> {
-    size_and_time_of(&std::fs::metadata(path)?)
+    let gone = || std::io::Error::from(std::io::ErrorKind::NotFound);
+    let seen = Seen::of(path)?.ok_or_else(gone)?;
+    Ok((seen.size_bytes, seen.mtime_ms))
 }

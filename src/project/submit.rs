@@ -157,13 +157,13 @@ impl Project {
         self.decode(move || {
             let file = match ext {
                 ".bin" => read_raw(&path, &image)?,
-                _ => imaging::read_label(&path, &budget).map_err(refusal)?,
+                _ => imaging::read_label_of(&path, &image, &budget).map_err(refusal)?,
             };
             let Mapped { voxels, annotated } =
                 mapping::to_schema(on_grid(file, &image)?, &params, &schema)?;
             // A proposal that cannot be read any more is not compared; the label counts.
             let proposed = proposal.and_then(|proposal| {
-                let file = imaging::read_label(&proposal.path, &budget).ok()?;
+                let file = imaging::read_label_of(&proposal.path, &image, &budget).ok()?;
                 mapping::to_schema(on_grid(file, &image).ok()?, &Map::new(), &schema).ok()
             });
             let voxels_changed = proposed.map(|proposed| voxels_changed(&proposed.voxels, &voxels));
@@ -215,6 +215,9 @@ impl Project {
             ..self.audit_entry("submit-label", &new.image, detail)
         };
         rows::append_audit(&mut tx, entry).await?;
+        if submit.tag == Tag::accepted() {
+            rows::end_lease(&mut tx, &new.image).await?;
+        }
         for job in &submit.jobs {
             self.jobs().add(&mut tx, job).await?;
         }

@@ -1,7 +1,8 @@
 //! Noticing files of the studies folder that appear, change or vanish.
 //!
 //! On Linux the system tells (inotify); on network file systems, where it cannot tell what other
-//! machines do, and elsewhere, the folder is looked through every half minute.
+//! machines do, and elsewhere, the folder is looked through every half minute. So are its subfolders, which may be
+//! DICOM series that are still being copied.
 
 use std::time::Duration;
 
@@ -44,10 +45,10 @@ impl Project {
                             found.vanished.len()
                         );
                     }
-                    if found.unsettled.is_empty() {
-                        SAFETY
-                    } else {
-                        settle
+                    match (found.unsettled.is_empty(), found.has_folders) {
+                        (false, _) => settle,
+                        (true, true) => POLL,
+                        (true, false) => SAFETY,
                     }
                 }
                 Err(error) => {

@@ -143,7 +143,8 @@ pub async fn get_image(
     let id = query.read(|q| q.required("image"))?;
     let image = find_image(&app, &id).await?.ok_or_else(image_not_found)?;
     app.note_read("read-image", image.id.as_str(), &headers, json!({}))?;
-    reply::file(&image.path, &image.name).await
+    let (file, _) = app.project.client_file(&image).await?;
+    reply::file(&file, &image.name).await
 }
 
 /// Is there such an image, with that checksum?
@@ -157,12 +158,13 @@ pub async fn head_image(State(app): State<App>, query: Query) -> Result<Response
     let image = find_image(&app, &id).await?.ok_or_else(image_not_found)?;
     if let Some(wanted) = check_sum.filter(|wanted| !wanted.is_empty()) {
         let wanted = wanted.strip_prefix("SHA256:").unwrap_or(&wanted);
-        let have = app.project.image_sha256(&image.id).await?;
+        let (_, have) = app.project.client_file(&image).await?;
         if !have.eq_ignore_ascii_case(wanted) {
             return Err(image_not_found());
         }
     }
-    reply::file_head(&image.path, &image.name).await
+    let (file, _) = app.project.client_file(&image).await?;
+    reply::file_head(&file, &image.name).await
 }
 
 /// What is known about an image.
@@ -437,7 +439,8 @@ pub async fn dataset(
             &label_name,
             app.project.training_label_path(&label),
         ));
-        entries.push(file("image", &image.name, image.path));
+        let (path, _) = app.project.client_file(&image).await?;
+        entries.push(file("image", &image.name, path));
     }
     let metadata = everything(&app).await?.to_string().into_bytes();
     entries.push(Entry {

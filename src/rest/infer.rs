@@ -16,13 +16,15 @@ use super::error::ApiError;
 use super::form::Form;
 use super::interaction::Target;
 use super::query::{Query, Segment, lenient_flag, typed};
-use super::{reply, task};
+use super::{info, reply, task};
 
 use crate::project::requests::{
     ImageSource, InferRequest, InferResult, Interaction, NO_FILE, ResultType,
 };
 use crate::project::{ImageId, JobId, JobKind, JobState, Jobs, Tag};
 
+/// Suffix of a DICOM Segmentation object.
+const DICOM: &str = ".dcm";
 /// When a client that was refused should come back.
 const RETRY_AFTER_S: u32 = 5;
 
@@ -51,7 +53,8 @@ struct Params {
     label_tag: Option<String>,
     #[serde(deserialize_with = "lenient_flag")]
     restore_label_idx: bool,
-    version: Option<i64>,
+    /// A number, or one of the texts that `/info/` offers.
+    version: Option<Value>,
     /// Who asks.
     client_id: Option<String>,
 }
@@ -63,7 +66,7 @@ struct Params {
         ("model" = String, Path, description = "a name under models in /info/"),
         ("image" = Option<String>, Query, description = "image id"),
         ("session_id" = Option<String>, Query, description = "use the image of this session instead"),
-        ("output" = Option<String>, Query, description = "all (default), json or image")),
+        ("output" = Option<String>, Query, description = "all (default), json, image, or dicom_seg for a DICOM series")),
     responses((status = 200, description = "multipart with params and image; or one of them by output"),
         (status = 404, description = "unknown model or image"), (status = 429, description = "too many requests wait")))]
 pub async fn infer(
@@ -85,12 +88,6 @@ pub async fn infer(
             q.choice("output", &choices, Output::All),
         )
     })?;
-    if matches!(output, Output::DicomSeg) {
-        return Err(ApiError::bad_request(
-            "no_dicom_seg",
-            "DICOM SEG format is not supported in a non-DICOM datastore; ask for image or all",
-        ));
-    }
     let target = Target::of(&app, &model).await?;
     let Ok(_slot) = app.infer_slots.try_acquire() else {
         return Err(ApiError::busy(
@@ -135,6 +132,12 @@ pub async fn infer(
                     "there is no image of this id; see /datastore/?output=all",
                 )
             })?;
+            if matches!(output, Output::DicomSeg) && !image.is_series {
+                return Err(ApiError::bad_request(
+                    "no_dicom_seg",
+                    "this image is no DICOM series, so there is nothing that a DICOM SEG could refer to; ask for image or all",
+                ));
+            }
             (ImageSource::Study { id }, image.name)
         }
         (None, None, None) => {
@@ -154,29 +157,31 @@ pub async fn infer(
                 .map_or_else(|| Ok(Tag::original()), Tag::parse)
         })
         .transpose()?;
-    let result_extension = if params.result_write_to_file {
-        result_extension(params.result_extension.as_deref(), &name)?
-    } else {
-        NO_FILE.to_owned()
+    let result_extension = match output {
+        Output::DicomSeg => DICOM.to_owned(),
+        _ if params.result_write_to_file => {
+            result_extension(params.result_extension.as_deref(), &name)?
+        }
+        _ => NO_FILE.to_owned(),
     };
     let result_dtype = result_type(params.result_dtype)?;
-    if let Some(version) = params.version {
-        let known = app.registry.version(&target.model, version).await?;
-        known.ok_or_else(|| {
-            ApiError::not_found(
+    let version = match params.version.as_ref().and_then(info::version_of) {
+        Some(number) if app.registry.version(&target.model, number).await?.is_none() => {
+            return Err(ApiError::not_found(
                 "no_version",
-                format!("there is no version {version} of this model on this server"),
-            )
-        })?;
-    }
+                format!("there is no version {number} of this model; see /models/"),
+            ));
+        }
+        version => version,
+    };
     let client = params.client_id.as_deref().unwrap_or("admin").to_owned();
     let subject = match &source {
         ImageSource::Study { id } => Some(id.to_string()),
-        ImageSource::File { .. } => None,
+        ImageSource::File { .. } | ImageSource::WarmUp => None,
     };
     let payload = InferRequest {
         model: target.model,
-        version: params.version,
+        version,
         image: source,
         result_extension,
         result_dtype,
@@ -249,14 +254,14 @@ async fn answer(result: Value, output: Output, code: &'static str) -> Result<Res
         .into_owned();
     match output {
         Output::Json => Ok(Json(result.params).into_response()),
-        Output::Image => reply::passing_file(file, &name).await,
-        Output::All | Output::DicomSeg => reply::params_and_file(&result.params, file, &name).await,
+        Output::Image | Output::DicomSeg => reply::passing_file(file, &name).await,
+        Output::All => reply::params_and_file(&result.params, file, &name).await,
     }
 }
 
 /// The format of the result: what the client asked for, else that of the image.
 fn result_extension(asked: Option<&str>, image_name: &str) -> Result<String, ApiError> {
-    const KNOWN: [&str; 5] = [".seg.nrrd", ".nrrd", ".nii.gz", ".nii", NO_FILE];
+    const KNOWN: [&str; 6] = [".seg.nrrd", ".nrrd", ".nii.gz", ".nii", DICOM, NO_FILE];
     let Some(asked) = asked.filter(|asked| !asked.is_empty()) else {
         let own = KNOWN.iter().find(|suffix| image_name.ends_with(**suffix));
         return Ok((*own.unwrap_or(&".nii.gz")).to_owned());

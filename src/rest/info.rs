@@ -14,7 +14,7 @@ use super::App;
 use super::error::ApiError;
 use super::{interaction, scoring, train};
 use crate::project::{Counts, Job, JobKind, JobState};
-use crate::rounds::registry::ModelVersion;
+use crate::rounds::registry::{ModelVersion, VersionState};
 use crate::rounds::strategy;
 
 /// Models, trainers, strategies and progress.
@@ -35,9 +35,11 @@ async fn everything(app: &App) -> Result<Value, ApiError> {
     let mut models = Map::new();
     let mut trainers = Map::new();
     let mut stats = Map::new();
-    for version in app.live_models().await? {
+    let versions = app.registry.models().await?;
+    for version in versions.iter().filter(|version| version.live) {
         let name = &version.name;
-        match model_entries(app, &version) {
+        let others = versions.iter().filter(|other| other.name == *name);
+        match model_entries(app, version, others) {
             Ok(entries) => models.extend(entries),
             // Of a damaged store the rest is shown.
             Err(_) if app.project.read_only().is_some() => continue,
@@ -54,7 +56,7 @@ async fn everything(app: &App) -> Result<Value, ApiError> {
         interaction::scribbles_entries(&labels).map(|(name, entry)| (name.to_owned(), entry)),
     );
     let nothing = || json!({});
-    let strategies = strategy::NAMES.map(|name| (name, strategy_description(name)));
+    let strategies = strategy::ALL.iter().map(|s| (s.name, s.description));
     let strategies = app.offers.strategies.then(|| described(strategies));
     let strategies = strategies.unwrap_or_else(nothing);
     let scoring = app.offers.scoring.then(|| described(scoring::METHODS));
@@ -91,22 +93,11 @@ pub fn nothing(reason: &str) -> Value {
     })
 }
 
-fn described<const N: usize>(entries: [(&str, &str); N]) -> Value {
+fn described(entries: impl IntoIterator<Item = (&'static str, &'static str)>) -> Value {
     let entry = |(name, description): (&str, &str)| {
         (name.to_owned(), json!({ "description": description }))
     };
-    Value::Object(entries.map(entry).into_iter().collect())
-}
-
-fn strategy_description(name: &str) -> &'static str {
-    match name {
-        "random" => {
-            "A random image without label; those that were offered long ago or never come first"
-        }
-        "first" => "The first image without label, by id",
-        "last" => "The last image without label, by id",
-        _ => "An image without label",
-    }
+    Value::Object(entries.into_iter().map(entry).collect())
 }
 
 /// The counts of `/info/` and `/datastore/`.
@@ -128,8 +119,41 @@ fn indexed(names: &[String]) -> Value {
     labels.into()
 }
 
+/// Versions that a combo box offers.
+const MOST_VERSIONS: usize = 20;
+
+/// What a client may send as `version`: the live one first, which stays the live one when another is published, then the
+/// others, newest first.
+fn offered<'a>(
+    live: &ModelVersion,
+    versions: impl DoubleEndedIterator<Item = &'a ModelVersion>,
+) -> Vec<String> {
+    let others = versions.rev().filter(|version| !version.live);
+    let others = others.map(|version| match version.state {
+        VersionState::Published => version.version.to_string(),
+        state => format!("{} ({})", version.version, state.as_str()),
+    });
+    std::iter::once(format!("live ({})", live.version))
+        .chain(others.take(MOST_VERSIONS - 1))
+        .collect()
+}
+
+/// The version that a client chose; none for the live one, and for what cannot be understood.
+pub fn version_of(chosen: &Value) -> Option<i64> {
+    match chosen {
+        Value::Number(number) => number.as_i64(),
+        Value::String(text) => text.split([' ', '(']).next()?.parse().ok(),
+        // OHIF sends a list that was not touched as it is: the first is the live one.
+        _ => None,
+    }
+}
+
 /// A model, and the same model for clicks where it takes them.
-fn model_entries(app: &App, version: &ModelVersion) -> Result<Vec<(String, Value)>, ApiError> {
+fn model_entries<'a>(
+    app: &App,
+    version: &ModelVersion,
+    versions: impl DoubleEndedIterator<Item = &'a ModelVersion>,
+) -> Result<Vec<(String, Value)>, ApiError> {
     let manifest = version.manifest()?;
     let state = if manifest.trained {
         format!("version {}", version.version)
@@ -137,7 +161,9 @@ fn model_entries(app: &App, version: &ModelVersion) -> Result<Vec<(String, Value
         "not trained yet: its proposals mean nothing until it was trained on some labels".to_owned()
     };
     let labels = indexed(manifest.labels.names());
-    let config = json!({ "device": app.devices(), "largest_cc": false });
+    let config = json!({
+        "device": app.devices(), "largest_cc": false, "version": offered(version, versions),
+    });
     let mut entries = vec![(
         version.name.clone(),
         json!({
@@ -156,7 +182,7 @@ fn model_entries(app: &App, version: &ModelVersion) -> Result<Vec<(String, Value
 
 fn trainer_entry(app: &App) -> Value {
     json!({
-        "description": "Fine-tunes PCT-Net on the submitted labels; a new version goes live only when it is better",
+        "description": "Fine-tunes PCT-Net on the submitted labels; a new version goes live only when it is not worse",
         "config": train::config(app.devices()),
     })
 }
@@ -194,8 +220,8 @@ fn stats(job: &Job, now_ms: i64) -> Value {
         }
     }
     // More than Slicer knows: an epoch of a large project takes long.
-    for key in ["step", "steps", "eta_s"] {
-        if job.progress[key].is_number() {
+    for key in ["stage", "step", "steps", "eta_s"] {
+        if !job.progress[key].is_null() {
             stats[key] = job.progress[key].clone();
         }
     }

@@ -13,7 +13,7 @@ use tokio::io::AsyncReadExt;
 use super::error::ApiError;
 use super::form::Form;
 use super::query::Segment;
-use super::{App, info, reply};
+use super::{App, info, reply, versions};
 use crate::rounds::registry::ModelVersion;
 
 /// A safetensors header may be this long (limit of the format's reference reader).
@@ -37,7 +37,7 @@ pub async fn download(
 /// Checksum and age of the live version.
 #[utoipa::path(get, path = "/model/info/{model}", tag = "Model",
     params(("model" = String, Path, description = "a name under models in /info/")),
-    responses((status = 200, description = "checksum, modified_time, train_stats"), (status = 404, description = "unknown model")))]
+    responses((status = 200, description = "checksum, modified_time, version, train_stats"), (status = 404, description = "unknown model")))]
 pub async fn about(
     State(app): State<App>,
     Segment(model): Segment,
@@ -52,8 +52,8 @@ pub async fn about(
 #[utoipa::path(put, path = "/model/{model}", tag = "Model",
     request_body(content = String, content_type = "multipart/form-data", description = "form: file (safetensors)"),
     params(("model" = String, Path, description = "a name under models in /info/")),
-    responses((status = 200, description = "checksum, modified_time"), (status = 404, description = "unknown model"),
-        (status = 415, description = "not a safetensors file"), (status = 422, description = "no file, or weights of another architecture")))]
+    responses((status = 200, description = "checksum, modified_time, version"), (status = 404, description = "unknown model"),
+        (status = 503, description = "they do not answer; kept as a candidate"), (status = 415, description = "not a safetensors file"), (status = 422, description = "no file, or weights of another architecture")))]
 pub async fn upload(
     State(app): State<App>,
     Segment(model): Segment,
@@ -79,7 +79,10 @@ pub async fn upload(
              Serve another architecture with 'fewlabel serve --model DIR'",
         ));
     }
-    let published = app.registry.publish_weights(&live, staged).await?;
+    let added = app.registry.add_weights(&live, staged).await?;
+    // The live version serves until this one answers.
+    versions::answers(&app, &model, added.version, false).await?;
+    let published = app.registry.publish(&model, added.version, false).await?;
     Ok(Json(checksum(&published)?))
 }
 
@@ -110,6 +113,7 @@ fn checksum(version: &ModelVersion) -> Result<Value, ApiError> {
     Ok(json!({
         "checksum": format!("SHA256:{}", version.manifest()?.weights_sha256),
         "modified_time": version.created_ts,
+        "version": version.version,
     }))
 }
 

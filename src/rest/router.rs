@@ -17,7 +17,8 @@ use utoipa_axum::routes;
 use super::error::ApiError;
 use super::{
     App, absent, activelearning, batch, datastore, description, docs, edge, guard, health, infer,
-    info, logs, metrics, model, reviews, revisions, scoring, session, structures, studies, train,
+    info, leases, logs, metrics, model, reviews, revisions, rounds, scoring, session, statistics,
+    structures, studies, train, versions,
 };
 
 #[derive(OpenApi)]
@@ -74,6 +75,18 @@ fn protocol() -> OpenApiRouter<App> {
         .routes(routes!(studies::confirm))
         // Review
         .routes(routes!(reviews::list, reviews::judge))
+        // Rounds, versions, leases, statistics
+        .routes(routes!(rounds::list))
+        .routes(routes!(rounds::settings, rounds::change_settings))
+        .routes(routes!(rounds::get, rounds::start, rounds::stop))
+        .routes(routes!(versions::list))
+        .routes(routes!(versions::publish))
+        .routes(routes!(versions::keep))
+        .routes(routes!(versions::pin))
+        .routes(routes!(versions::unpin))
+        .routes(routes!(versions::roll_back))
+        .routes(routes!(leases::list, leases::renew, leases::give_back))
+        .routes(routes!(statistics::statistics))
         // Sessions
         .routes(routes!(session::create))
         .routes(routes!(session::get, session::remove))

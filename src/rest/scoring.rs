@@ -1,4 +1,4 @@
-//! `/scoring`: how well proposals agree with the accepted labels.
+//! `/scoring`: numbers for every image and label, among them how sure the model is.
 
 use axum::Json;
 use axum::extract::State;
@@ -8,13 +8,26 @@ use super::App;
 use super::error::ApiError;
 use super::query::{JsonObject, Query, Segment};
 use super::task::{SCORING, Start};
-use crate::project::requests::ScoreRequest;
+use crate::project::JobKind;
+use crate::project::requests::{Passes, ScoreRequest};
 
 /// Names of the methods, with what `/info/` says about them.
-pub const METHODS: [(&str, &str); 1] = [(
-    "dice",
-    "Dice per label of the accepted label against the proposal of the model",
-)];
+pub const METHODS: [(&str, &str); 3] = [
+    (
+        "dice",
+        "Dice per label of the accepted label against the proposal of the model",
+    ),
+    (
+        "sum",
+        "Sum of the values of every label, and its slices that are not empty",
+    ),
+    (
+        "epistemic",
+        "How sure the model is of every image, for the strategies that go by it",
+    ),
+];
+/// Most versions of a model that are asked together.
+const MOST_VERSIONS: u64 = 16;
 
 /// Status of scoring.
 #[utoipa::path(get, path = "/scoring/", tag = "Scoring",
@@ -28,7 +41,7 @@ pub async fn status(State(app): State<App>, query: Query) -> Result<Json<Value>,
 
 /// Score with one method.
 #[utoipa::path(post, path = "/scoring/{method}", tag = "Scoring",
-    request_body(content = String, content_type = "application/json", description = "optional object"),
+    request_body(content = String, content_type = "application/json", description = "optional object; for epistemic: model, passes (auto, single, flips, dropout:N), versions"),
     params(
         ("method" = String, Path, description = "a name under scoring in /info/"),
         ("run_sync" = Option<bool>, Query, description = "answer when it is done")),
@@ -105,15 +118,47 @@ pub async fn stop(State(app): State<App>) -> Result<Json<Value>, ApiError> {
     SCORING.stop(&app).await
 }
 
+/// What the worker is asked to do.
+fn request(method: &str, params: &Map<String, Value>) -> Result<ScoreRequest, ApiError> {
+    let text = |key: &str| params.get(key).and_then(Value::as_str);
+    let passes = text("passes").unwrap_or("auto").parse::<Passes>();
+    let versions = match params.get("versions") {
+        None | Some(Value::Null) => Some(1),
+        Some(count) => count.as_u64().filter(|n| (1..=MOST_VERSIONS).contains(n)),
+    };
+    let versions = versions.ok_or_else(|| {
+        let detail = format!("versions must be a whole number from 1 to {MOST_VERSIONS}");
+        ApiError::bad_request("bad_versions", detail)
+    })?;
+    Ok(ScoreRequest {
+        method: method.to_owned(),
+        model: text("model").map(str::to_owned),
+        passes: passes.map_err(|reason| ApiError::bad_request("bad_passes", reason))?,
+        versions: usize::try_from(versions).ok(),
+    })
+}
+
+/// Asks the live model about the images that it has not scored yet, unless scoring is under way.
+pub async fn ask_for_scores(app: &App) -> Result<(), ApiError> {
+    let jobs = app.project.jobs();
+    let _turn = app.starting.lock().await;
+    if jobs.running(JobKind::Score).await?.is_some() {
+        return Ok(());
+    }
+    let payload = request("epistemic", &Map::new())?;
+    let payload = serde_json::to_value(&payload).map_err(|error| ApiError::internal(&error))?;
+    jobs.enqueue(JobKind::Score, payload, json!({ "method": "epistemic" }))
+        .await?;
+    Ok(())
+}
+
 async fn run(
     app: &App,
     method: &str,
     params: Map<String, Value>,
     how: Start,
 ) -> Result<Json<Value>, ApiError> {
-    let payload = ScoreRequest {
-        method: method.to_owned(),
-    };
+    let payload = request(method, &params)?;
     let mut request = Map::from_iter([("method".to_owned(), method.into())]);
     request.extend(params.into_iter().filter(|(key, _)| key != "method"));
     SCORING.start(app, &payload, request, how).await

@@ -15,7 +15,7 @@ use super::{App, reply};
 #[utoipa::path(put, path = "/session/", tag = "Session",
     request_body(content = String, content_type = "multipart/form-data", description = "form: files (one or more)"),
     params(
-        ("uncompress" = Option<bool>, Query, description = "not offered: archives are not unpacked by this server"),
+        ("uncompress" = Option<bool>, Query, description = "the file is a zip file with a DICOM series, which is read in place"),
         ("expiry" = Option<i64>, Query, description = "seconds without use until the session ends; 0 for one hour")),
     responses((status = 200, description = "session_id and session_info"), (status = 422, description = "no file")))]
 pub async fn create(
@@ -26,13 +26,6 @@ pub async fn create(
     let sessions = app.sessions()?;
     let (uncompress, expiry) =
         query.read(|q| (q.flag("uncompress", false), q.integer("expiry", 0)))?;
-    if uncompress {
-        return Err(ApiError::new(
-            StatusCode::UNPROCESSABLE_ENTITY,
-            "no_archives",
-            "this server does not unpack archives; send the files of a series as several fields 'files'",
-        ));
-    }
     let expiry_s = u32::try_from(expiry).ok().filter(|seconds| *seconds > 0);
     let expiry_s = expiry_s.unwrap_or(app.offers.session_expiry_s);
     // Before a byte of the body is read.
@@ -43,7 +36,7 @@ pub async fn create(
         .into_iter()
         .map(|upload| (upload.file_name, upload.staged))
         .collect();
-    let session = sessions.create(files, expiry_s).await?;
+    let session = sessions.create(files, expiry_s, uncompress).await?;
     Ok(Json(
         json!({ "session_id": session.id, "session_info": session.info() }),
     ))

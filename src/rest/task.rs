@@ -10,7 +10,8 @@ use serde_json::{Map, Value, json};
 use super::App;
 use super::error::ApiError;
 use super::query::Query;
-use crate::project::{Job, JobKind, JobState};
+use crate::project::{Job, JobKind, JobState, NewJob};
+use crate::rounds::round::{self, Cause};
 
 /// How often a waiting request looks at its job, besides being woken.
 pub const POLL: std::time::Duration = std::time::Duration::from_millis(50);
@@ -87,17 +88,7 @@ impl Task {
         how: Start,
     ) -> Result<Json<Value>, ApiError> {
         let jobs = app.project.jobs();
-        let payload = serde_json::to_value(payload).map_err(|error| ApiError::internal(&error))?;
-        let job = {
-            // Two clients that start at the same moment must not both find nothing running.
-            let _turn = app.starting.lock().await;
-            if !how.enqueue && jobs.running(self.kind).await?.is_some() {
-                let detail = format!("++++++++++ {} Task is Already Running", self.name);
-                return Err(ApiError::busy("task_running", detail, 10));
-            }
-            jobs.enqueue(self.kind, payload, Value::Object(request))
-                .await?
-        };
+        let job = self.enqueue(app, payload, request, how).await?;
         if !how.run_sync {
             return Ok(Json(task_object(&job)));
         }
@@ -114,6 +105,38 @@ impl Task {
             },
             _ => Err(failed(&job)),
         }
+    }
+
+    /// Queues the work. A training is a round.
+    ///
+    /// # Errors
+    /// 429 when such a task is running and `enqueue` is off.
+    pub async fn enqueue<P: Serialize>(
+        self,
+        app: &App,
+        payload: &P,
+        request: Map<String, Value>,
+        how: Start,
+    ) -> Result<Job, ApiError> {
+        let jobs = app.project.jobs();
+        let payload = serde_json::to_value(payload).map_err(|error| ApiError::internal(&error))?;
+        // Two clients that start at the same moment must not both find nothing running.
+        let _turn = app.starting.lock().await;
+        if !how.enqueue && jobs.running(self.kind).await?.is_some() {
+            let detail = format!("++++++++++ {} Task is Already Running", self.name);
+            return Err(ApiError::busy("task_running", detail, 10));
+        }
+        let client = request.get("client_id").and_then(Value::as_str);
+        let actor = client.unwrap_or("admin").to_owned();
+        let new = NewJob {
+            kind: self.kind,
+            payload,
+            request: Value::Object(request),
+        };
+        Ok(match self.kind {
+            JobKind::Train => round::ask(&app.project, new, Cause::Request, &actor).await?,
+            _ => jobs.enqueue(new.kind, new.payload, new.request).await?,
+        })
     }
 
     /// `DELETE`: stops the running task; `null` when none runs.

@@ -24,7 +24,7 @@ pub async fn status(State(app): State<App>, query: Query) -> Result<Json<Value>,
 
 /// Train one model.
 #[utoipa::path(post, path = "/train/{model}", tag = "Train",
-    request_body(content = String, content_type = "application/json", description = "optional object: name, max_epochs, steps, val_split, pretrained, seed, learning_rate, batch, early_stop_patience"),
+    request_body(content = String, content_type = "application/json", description = "optional object: name, max_epochs, steps, val_split, pretrained, warm_start, seed, learning_rate, batch, early_stop_patience"),
     params(
         ("model" = String, Path, description = "name of the trainer in /info/"),
         ("run_sync" = Option<bool>, Query, description = "answer when training is done"),
@@ -45,20 +45,7 @@ pub async fn start(
     app.live_model(&model).await?;
     let params = body.or_empty();
     let payload = train_request(&model, params.clone())?;
-    note(&app, "start-training", &model, &params)?;
     TRAIN.start(&app, &payload, echo(&model, params), how).await
-}
-
-/// Notes for the audit log who started or stopped a training.
-fn note(
-    app: &App,
-    action: &'static str,
-    model: &str,
-    params: &Map<String, Value>,
-) -> Result<(), ApiError> {
-    let client = params.get("client_id").and_then(Value::as_str);
-    let project = app.project.acting_as(client.unwrap_or("admin"));
-    Ok(project.note(action, model, json!(params))?)
 }
 
 /// Train every model.
@@ -87,7 +74,6 @@ pub async fn start_all(
             .cloned()
             .unwrap_or_default();
         let payload = train_request(&model, own.clone())?;
-        note(&app, "start-training", &model, &own)?;
         let Json(result) = TRAIN.start(&app, &payload, echo(&model, own), how).await?;
         answer.insert(model, json!({ "result": result, "detail": null }));
     }
@@ -101,7 +87,8 @@ pub async fn stop(State(app): State<App>) -> Result<Json<Value>, ApiError> {
     let Json(stopped) = TRAIN.stop(&app).await?;
     if !stopped.is_null() {
         let model = stopped["request"]["model"].as_str().unwrap_or_default();
-        note(&app, "stop-training", model, &Map::new())?;
+        let project = app.project.acting_as("admin");
+        project.note("stop-training", model, json!({}))?;
     }
     Ok(Json(stopped))
 }
@@ -116,6 +103,7 @@ struct Params {
     val_split: f64,
     #[serde(deserialize_with = "lenient_flag")]
     pretrained: bool,
+    warm_start: Option<bool>,
     seed: u64,
     learning_rate: Option<f64>,
     batch: Option<u16>,
@@ -124,16 +112,18 @@ struct Params {
 
 impl Default for Params {
     fn default() -> Self {
+        let of = TrainRequest::of("");
         Self {
-            name: "train_01".to_owned(),
-            max_epochs: 50,
-            steps: None,
-            val_split: 0.2,
-            pretrained: true,
-            seed: 0,
-            learning_rate: None,
-            batch: None,
-            early_stop_patience: -1,
+            name: of.name,
+            max_epochs: of.max_epochs,
+            steps: of.steps,
+            val_split: of.val_split,
+            pretrained: of.pretrained,
+            warm_start: of.warm_start,
+            seed: of.seed,
+            learning_rate: of.learning_rate,
+            batch: of.batch,
+            early_stop_patience: of.early_stop_patience,
         }
     }
 }
@@ -152,7 +142,11 @@ pub fn config(devices: &[String]) -> Value {
     })
 }
 
-fn train_request(model: &str, params: Map<String, Value>) -> Result<TrainRequest, ApiError> {
+/// What a client asks for, checked.
+///
+/// # Errors
+/// 400 for values that cannot be.
+pub fn train_request(model: &str, params: Map<String, Value>) -> Result<TrainRequest, ApiError> {
     let params: Params = typed(params)?;
     if params.max_epochs == 0 || params.steps == Some(0) {
         return Err(ApiError::bad_request(
@@ -183,6 +177,7 @@ fn train_request(model: &str, params: Map<String, Value>) -> Result<TrainRequest
         steps: params.steps,
         val_split: params.val_split,
         pretrained: params.pretrained,
+        warm_start: params.warm_start,
         seed: params.seed,
         learning_rate: params.learning_rate,
         batch: params.batch,
@@ -191,7 +186,7 @@ fn train_request(model: &str, params: Map<String, Value>) -> Result<TrainRequest
 }
 
 /// The request as the task shows it: what the client sent, and the model it is for.
-fn echo(model: &str, params: Map<String, Value>) -> Map<String, Value> {
+pub fn echo(model: &str, params: Map<String, Value>) -> Map<String, Value> {
     let mut request = Map::from_iter([("model".to_owned(), model.into())]);
     request.extend(params.into_iter().filter(|(key, _)| key != "model"));
     request

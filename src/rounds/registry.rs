@@ -1,6 +1,6 @@
-//! Model versions: immutable directories, and a pointer to the one that serves.
+//! Model versions: immutable directories, and a pointer to the one that serves (`publish.rs` moves it).
 //!
-//! A version is published like a label: complete and synced files first (moved in by one rename),
+//! A version is added like a label: complete and synced files first (moved in by one rename),
 //! then one transaction with its row, the pointer and an audit row. A crash in between leaves a
 //! directory that no row names and that no later version reuses.
 
@@ -11,8 +11,8 @@ use serde_json::{Value, json};
 use uuid::Uuid;
 
 use crate::model::Manifest;
-use crate::project::{Map, ModelName, Project, ProjectError, Staged, StoreError};
-use crate::store::rows::{self, ModelRecord};
+use crate::project::{Claimed, Map, ModelName, Project, ProjectError, Staged, StoreError};
+use crate::store::rows::{self, ModelRecord, Publication, RoundEnd};
 use crate::store::{remove_dir, sha256_of_dir, sync_dir};
 
 const MANIFEST: &str = "manifest.json";
@@ -39,8 +39,61 @@ pub struct ModelVersion {
     pub metrics: Value,
     /// What it was made of: labels, seeds, configuration.
     pub lineage: Value,
+    /// Whether it may serve.
+    pub state: VersionState,
+    /// Why it is in this state.
+    pub reason: String,
     /// Whether it is the version that serves.
     pub live: bool,
+    /// Whether it is, and rounds do not replace it.
+    pub pinned: bool,
+}
+
+/// What was decided about a version.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum VersionState {
+    /// It never served, and nobody decided about it.
+    Candidate,
+    /// Somebody decided that it does not serve.
+    Kept,
+    /// It served, or serves.
+    Published,
+}
+
+impl VersionState {
+    /// `candidate`, `kept` or `published`.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Candidate => "candidate",
+            Self::Kept => "kept",
+            Self::Published => "published",
+        }
+    }
+
+    fn parse(text: &str) -> Result<Self, ProjectError> {
+        let all = [Self::Candidate, Self::Kept, Self::Published];
+        all.into_iter()
+            .find(|state| state.as_str() == text)
+            .ok_or_else(|| {
+                ProjectError::Internal(format!("{text:?} in the store is no state of a version"))
+            })
+    }
+}
+
+/// What is known of a version that is added.
+pub(super) struct Addition {
+    /// The version that it was trained from.
+    pub parent: Option<i64>,
+    /// Measured on the validation cases.
+    pub metrics: Value,
+    /// What it was made of.
+    pub lineage: Value,
+    /// Whether it serves from now on.
+    pub live: bool,
+    /// Why.
+    pub reason: String,
+    /// The round that ends with it, and the job that has to be its worker's still.
+    pub round: Option<(RoundEnd, Claimed)>,
 }
 
 impl ModelVersion {
@@ -61,7 +114,7 @@ impl ModelVersion {
 /// The models of a project. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Registry {
-    project: Project,
+    pub(super) project: Project,
 }
 
 impl Registry {
@@ -105,34 +158,12 @@ impl Registry {
             .find(|model| model.name == name && model.version == version))
     }
 
-    /// Publishes a finished model directory, which is moved away, and makes it live.
+    /// Keeps other weights for the network of an existing version, as a candidate. The caller has made sure that they fit
+    /// the network.
     ///
     /// # Errors
-    /// [`ProjectError::Invalid`] when `staged_dir` holds no complete model of plain files.
-    pub async fn publish(
-        &self,
-        name: &str,
-        staged_dir: &Path,
-        parent: Option<i64>,
-        metrics: Value,
-        lineage: Value,
-    ) -> Result<ModelVersion, ProjectError> {
-        self.add(
-            &ModelName::parse(name)?,
-            staged_dir,
-            parent,
-            [metrics, lineage],
-            true,
-        )
-        .await
-    }
-
-    /// Publishes other weights for the network of an existing version, and makes them live. The
-    /// caller has made sure that they fit the network.
-    ///
-    /// # Errors
-    /// When the files cannot be copied; the live version stays.
-    pub async fn publish_weights(
+    /// When the files cannot be copied; nothing is added then.
+    pub async fn add_weights(
         &self,
         of: &ModelVersion,
         weights: Staged,
@@ -144,43 +175,20 @@ impl Registry {
             .map_err(StoreError::from)?;
         let added = match copied {
             Ok(()) => {
-                self.publish(
-                    &of.name,
-                    &copy,
-                    Some(of.version),
-                    Value::Null,
-                    json!({"origin": "upload"}),
-                )
-                .await
+                let addition = Addition {
+                    parent: Some(of.version),
+                    metrics: Value::Null,
+                    lineage: json!({"origin": "upload"}),
+                    live: false,
+                    reason: "uploaded".to_owned(),
+                    round: None,
+                };
+                self.add(&of.name, &copy, addition).await
             }
             Err(error) => Err(error),
         };
         remove_dir(&copy)?;
         added
-    }
-
-    /// Makes an older or newer version the one that serves.
-    ///
-    /// # Errors
-    /// [`ProjectError::NotFound`] when there is no such version.
-    pub async fn set_live(&self, name: &str, version: i64) -> Result<ModelVersion, ProjectError> {
-        let model = self.version(name, version).await?;
-        let model = model.ok_or_else(|| {
-            ProjectError::NotFound(format!("there is no version {version} of model {name:?}"))
-        })?;
-        let mut tx = self.project.store().database.begin().await?;
-        rows::set_live_model(&mut tx, name, version).await?;
-        rows::append_audit(
-            &mut tx,
-            self.project
-                .audit_entry("set-live-model", name, json!({"version": version})),
-        )
-        .await?;
-        tx.commit().await.map_err(StoreError::from)?;
-        Ok(ModelVersion {
-            live: true,
-            ..model
-        })
     }
 
     /// Takes a copy of a model directory into the registry under the name in its manifest. The same
@@ -209,14 +217,19 @@ impl Registry {
                         let live = !models
                             .iter()
                             .any(|model| model.name == name.as_str() && model.live);
-                        self.add(
-                            &name,
-                            &copy,
-                            None,
-                            [Value::Null, json!({"origin": "import"})],
+                        let reason = match live {
+                            true => "the first version",
+                            false => "given when the server was started, beside a live version",
+                        };
+                        let addition = Addition {
+                            parent: None,
+                            metrics: Value::Null,
+                            lineage: json!({"origin": "import"}),
                             live,
-                        )
-                        .await
+                            reason: reason.to_owned(),
+                            round: None,
+                        };
+                        self.add(name.as_str(), &copy, addition).await
                     }
                 }
             }
@@ -231,14 +244,18 @@ impl Registry {
         self.project.scratch_dir().join(Uuid::now_v7().to_string())
     }
 
-    async fn add(
+    /// Moves a finished model directory into the registry; one transaction then adds the version, sets the pointer and
+    /// ends its round.
+    ///
+    /// # Errors
+    /// [`ProjectError::Invalid`] when `staged_dir` holds no complete model of plain files.
+    pub(super) async fn add(
         &self,
-        name: &ModelName,
+        name: &str,
         staged_dir: &Path,
-        parent: Option<i64>,
-        [metrics, lineage]: [Value; 2],
-        live: bool,
+        new: Addition,
     ) -> Result<ModelVersion, ProjectError> {
+        let name = &ModelName::parse(name)?;
         let weights_sha256 = read_manifest(staged_dir)?.weights_sha256.clone();
         let (from, home) = (
             staged_dir.to_owned(),
@@ -256,30 +273,56 @@ impl Registry {
             Ok::<_, ProjectError>((move_in(&from, &home, last)?, sha256))
         });
         let (version, sha256) = moved.await.map_err(StoreError::from)??;
+        let now_ms = self.project.clock().now_ms();
+        let state = match new.live {
+            true => VersionState::Published,
+            false => VersionState::Candidate,
+        };
         let row = ModelRecord {
             name: name.to_string(),
             version,
             sha256,
             weights_sha256,
-            parent,
-            created_ms: self.project.clock().now_ms(),
-            metrics: metrics.to_string(),
-            lineage: lineage.to_string(),
-            live,
+            parent: new.parent,
+            created_ms: now_ms,
+            metrics: new.metrics.to_string(),
+            lineage: new.lineage.to_string(),
+            state: state.as_str().to_owned(),
+            reason: new.reason,
+            live: new.live,
+            pinned: false,
         };
         let mut tx = self.project.store().database.begin().await?;
-        rows::add_model(&mut tx, &row).await?;
-        if live {
-            rows::set_live_model(&mut tx, name.as_str(), version).await?;
+        if let Some((end, claimed)) = &new.round {
+            if let Err(lost) = self.project.jobs().check_held(&mut tx, claimed).await {
+                let dir = self.project.data_dir().join("models").join(name.as_str());
+                remove_dir(&dir.join(version.to_string()))?;
+                return Err(lost.into());
+            }
+            rows::finish_round(&mut tx, end, version, now_ms).await?;
         }
-        let detail =
-            json!({"version": version, "sha256": row.sha256, "parent": parent, "live": live});
-        rows::append_audit(
-            &mut tx,
-            self.project
-                .audit_entry("publish-model", name.as_str(), detail),
-        )
-        .await?;
+        rows::add_model(&mut tx, &row).await?;
+        let action = if new.live {
+            "publish-model"
+        } else {
+            "keep-candidate"
+        };
+        let detail = json!({
+            "version": version, "sha256": row.sha256, "parent": new.parent, "live": new.live, "reason": row.reason,
+        });
+        let entry = self.project.audit_entry(action, name.as_str(), detail);
+        if new.live {
+            let publication = Publication {
+                name: name.as_str(),
+                version,
+                pinned: false,
+                rollback: false,
+                actor: entry.actor,
+                now_ms,
+            };
+            rows::set_live_model(&mut tx, &publication).await?;
+        }
+        rows::append_audit(&mut tx, entry).await?;
         tx.commit().await.map_err(StoreError::from)?;
         self.model_version(row)
     }
@@ -301,7 +344,10 @@ impl Registry {
             created_ts: row.created_ms,
             metrics: serde_json::from_str(&row.metrics).map_err(StoreError::from)?,
             lineage: serde_json::from_str(&row.lineage).map_err(StoreError::from)?,
+            state: VersionState::parse(&row.state)?,
+            reason: row.reason,
             live: row.live,
+            pinned: row.pinned,
         })
     }
 }
@@ -385,172 +431,4 @@ fn move_in(from: &Path, home: &Path, last: i64) -> Result<i64, ProjectError> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::project::tests::Bench;
-    use crate::store::sha256_of_file;
-
-    /// A model directory; the registry looks at the manifest only, not at the weights.
-    fn model(bench: &Bench, folder: &str, weights: &str) -> PathBuf {
-        let dir = bench.project.scratch_dir().join(folder);
-        std::fs::create_dir(&dir).unwrap();
-        let network = json!({
-            "input_size": [32, 32, 32], "resolution_mode": 0, "feature_chns": [4, 8, 16, 24, 32], "num_heads": [2, 4, 4],
-            "window_sizes": [6, 6, 6], "depths": [2, 2, 2], "class_num": 3, "in_chns": 1, "dropout": [0, 0, 0.2, 0.2, 0.2],
-        });
-        let manifest = json!({
-            "format": 1, "name": "ct", "network": network, "labels": ["liver", "spleen"],
-            "preprocessing": {"spacing_mm": null, "hu_window": [-1000.0, 1000.0]}, "patch": [32, 32, 32], "trained": false,
-            "lineage": {"made_by": "test", "code_version": "0"}, "weights_sha256": format!("hash of {weights}"),
-        });
-        std::fs::write(dir.join(MANIFEST), manifest.to_string()).unwrap();
-        std::fs::write(dir.join(WEIGHTS), weights).unwrap();
-        dir
-    }
-
-    #[tokio::test]
-    async fn versions_are_kept_and_live_is_a_pointer() {
-        let bench = Bench::with(&[]).await;
-        let registry = Registry::new(&bench.project);
-        assert_eq!(registry.live("ct").await.unwrap(), None);
-        let first = registry
-            .import_initial(&model(&bench, "init", "w0"))
-            .await
-            .unwrap();
-        assert_eq!(
-            (first.version, first.live, first.weights_sha256.as_str()),
-            (1, true, "hash of w0")
-        );
-
-        let staged = model(&bench, "round", "w1");
-        let metrics = json!({"dice": 0.9});
-        let second = registry
-            .publish("ct", &staged, Some(1), metrics.clone(), json!({"seed": 3}))
-            .await
-            .unwrap();
-        assert_eq!(
-            (second.version, second.parent, &second.metrics, second.live),
-            (2, Some(1), &metrics, true)
-        );
-        assert!(!staged.exists());
-        assert_eq!(std::fs::read(second.weights_path()).unwrap(), b"w1");
-        assert_eq!(second.manifest().unwrap().name, "ct");
-        assert_eq!(registry.live("ct").await.unwrap(), Some(second.clone()));
-
-        // The same model at the next start changes nothing, another one waits for a decision.
-        assert_eq!(
-            registry
-                .import_initial(&bench.project.data_dir().join("models/ct/1"))
-                .await
-                .unwrap()
-                .version,
-            1
-        );
-        let third = registry
-            .import_initial(&model(&bench, "other", "w2"))
-            .await
-            .unwrap();
-        assert_eq!((third.version, third.live), (3, false));
-        assert_eq!(registry.live("ct").await.unwrap().unwrap().version, 2);
-
-        assert_eq!(registry.set_live("ct", 1).await.unwrap().version, 1);
-        let live: Vec<_> = registry
-            .models()
-            .await
-            .unwrap()
-            .into_iter()
-            .map(|model| (model.version, model.live))
-            .collect();
-        assert_eq!(live, [(1, true), (2, false), (3, false)]);
-        assert!(matches!(
-            registry.set_live("ct", 9).await,
-            Err(ProjectError::NotFound(_))
-        ));
-        assert_eq!(
-            registry.live("ct").await.unwrap().unwrap().sha256,
-            first.sha256
-        );
-    }
-
-    #[tokio::test]
-    async fn other_weights_make_a_version_of_the_same_network() {
-        let bench = Bench::with(&[]).await;
-        let registry = Registry::new(&bench.project);
-        let first = registry
-            .import_initial(&model(&bench, "init", "w0"))
-            .await
-            .unwrap();
-        let second = registry
-            .publish_weights(&first, bench.stage(b"w9").await)
-            .await
-            .unwrap();
-        assert_eq!(
-            (second.version, second.parent, second.live),
-            (2, Some(1), true)
-        );
-        assert_eq!(std::fs::read(second.weights_path()).unwrap(), b"w9");
-        assert_eq!(
-            second.weights_sha256,
-            sha256_of_file(&second.weights_path()).unwrap()
-        );
-        let manifest = second.manifest().unwrap();
-        assert!(manifest.trained && manifest.weights_sha256 == second.weights_sha256);
-        assert_eq!(std::fs::read(first.weights_path()).unwrap(), b"w0");
-        assert_eq!(
-            std::fs::read_dir(bench.project.scratch_dir())
-                .unwrap()
-                .count(),
-            1,
-            "only the directory that was imported"
-        );
-    }
-
-    #[tokio::test]
-    async fn a_directory_left_by_a_crash_is_passed_over() {
-        let bench = Bench::with(&[]).await;
-        let registry = Registry::new(&bench.project);
-        let orphan = bench.project.data_dir().join("models/ct/1");
-        std::fs::create_dir_all(&orphan).unwrap();
-        std::fs::write(orphan.join(WEIGHTS), "half").unwrap();
-        let model = registry
-            .import_initial(&model(&bench, "init", "w0"))
-            .await
-            .unwrap();
-        assert_eq!(model.version, 2);
-        assert_eq!(registry.models().await.unwrap(), [model]);
-    }
-
-    #[tokio::test]
-    async fn what_is_no_model_is_refused_and_leaves_nothing() {
-        let bench = Bench::with(&[]).await;
-        let registry = Registry::new(&bench.project);
-        let empty = tempfile::tempdir().unwrap();
-        let linked = model(&bench, "linked", "w0");
-        std::fs::create_dir(linked.join("sub")).unwrap();
-        for dir in [empty.path(), &linked] {
-            assert!(matches!(
-                registry.import_initial(dir).await,
-                Err(ProjectError::Invalid(_))
-            ));
-            assert!(matches!(
-                registry
-                    .publish("ct", dir, None, json!({}), json!({}))
-                    .await,
-                Err(ProjectError::Invalid(_))
-            ));
-        }
-        assert!(matches!(
-            registry
-                .publish("../ct", &linked, None, json!({}), json!({}))
-                .await,
-            Err(ProjectError::Invalid(_))
-        ));
-        assert_eq!(registry.models().await.unwrap(), []);
-        assert_eq!(
-            std::fs::read_dir(bench.project.data_dir().join("models"))
-                .unwrap()
-                .count(),
-            0
-        );
-    }
-}
+mod tests;

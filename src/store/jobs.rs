@@ -8,6 +8,8 @@
 //! Work runs outside of transactions. Every claim, loss and stop raises the job's fencing number,
 //! and a worker that comes back with an older number is refused: a job finishes once.
 
+mod pulse;
+
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
@@ -20,6 +22,8 @@ use uuid::Uuid;
 use super::StoreError;
 use super::rows::{Database, sql};
 use crate::clock::Clock;
+
+pub use pulse::Pulse;
 
 /// Names one job.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -348,6 +352,14 @@ impl Jobs {
         }
     }
 
+    /// Whether a job of these kinds waits for a worker.
+    pub async fn any_waiting(&self, kinds: &[JobKind]) -> Result<bool, StoreError> {
+        Ok(sqlx::query_scalar(sql!("job_peek"))
+            .bind(serde_json::to_string(kinds)?)
+            .fetch_one(self.database.readers())
+            .await?)
+    }
+
     /// Takes the most urgent waiting job of these kinds for `lease_s` seconds.
     pub async fn claim(
         &self,
@@ -355,14 +367,10 @@ impl Jobs {
         kinds: &[JobKind],
         lease_s: u32,
     ) -> Result<Option<Claimed>, StoreError> {
-        let kinds = serde_json::to_string(kinds)?;
-        let any: bool = sqlx::query_scalar(sql!("job_peek"))
-            .bind(&kinds)
-            .fetch_one(self.database.readers())
-            .await?;
-        if !any {
+        if !self.any_waiting(kinds).await? {
             return Ok(None);
         }
+        let kinds = serde_json::to_string(kinds)?;
         let mut tx = self.database.begin().await?;
         let row: Option<JobRecord> = sqlx::query_as(sql!("job_claim"))
             .bind(worker)

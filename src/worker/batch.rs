@@ -2,6 +2,7 @@
 
 use serde_json::json;
 
+use super::models::Window;
 use super::{Failure, Outcome, Reporter, Worker};
 use crate::imaging::components::{self, Connectivity};
 use crate::imaging::{Budget, LabelFormat, write_label};
@@ -28,8 +29,13 @@ impl Worker {
             if self.yield_to_urgent(reporter).is_break() {
                 return Err(Failure::Stopped);
             }
-            let budget = Budget::default();
-            let mut proposal = match self.propose(&version, &image.path, &budget, reporter) {
+            let mut proposal = match self.propose(
+                &version,
+                &image.path,
+                &Budget::default(),
+                Window::Whole,
+                reporter,
+            ) {
                 Ok(proposal) => proposal,
                 Err(Failure::Image(error)) => {
                     reporter.line(format!("{}: left out: {error}", image.id));
@@ -37,21 +43,23 @@ impl Worker {
                 }
                 Err(failure) => return Err(failure),
             };
-            let labels = &mut proposal.segmentation.labels;
             if request.largest_cc {
-                components::keep_largest(labels, Connectivity::Corners26);
+                components::keep_largest(&mut proposal.labels, Connectivity::Corners26);
             }
             let file = scratch.join(format!(
                 "batch-{}{}",
                 uuid::Uuid::now_v7(),
                 LabelFormat::NiftiGz.suffix()
             ));
-            write_label(&file, labels, &names, LabelFormat::NiftiGz)?;
+            write_label(&file, &proposal.labels, &names, LabelFormat::NiftiGz)?;
             let label_names: Map = names
                 .iter()
                 .map(|(value, name)| (name.clone(), json!(value)))
                 .collect();
-            let params = json!({"label_names": label_names, "model_version": version.version});
+            let params = json!({
+                "label_names": label_names, "model": version.name, "model_version": version.version,
+                "model_sha256": version.weights_sha256,
+            });
             let kept = self.keep(&image.id, &request.label_tag, &file, &version, &params);
             std::fs::remove_file(&file)?;
             kept?;

@@ -1,64 +1,70 @@
 //! One proposal for one image.
 
-use std::collections::HashMap;
 use std::path::PathBuf;
 use std::time::Instant;
 
 use serde_json::{Value, json};
 
+use super::models::{Window, shrinking};
 use super::{Failure, Outcome, Reporter, Worker};
 use crate::imaging::components::{self, Connectivity};
+use crate::imaging::dicom::{self, Algorithm, ResultKind, SegmentationKind};
 use crate::imaging::{Budget, LabelFormat, Sample, Volume, read_scan, write_label, write_label_as};
-use crate::model::{DeviceChoice, PrecisionChoice, Segmentation, Segmenter};
+use crate::model::{ModelError, Segmentation};
 use crate::project::requests::{
     ImageSource, InferRequest, InferResult, Interaction, NO_FILE, ResultType,
 };
-use crate::project::{ImageId, MadeBy, Map, Origin, SubmitLabel, Tag};
+use crate::project::{ImageId, Job, MadeBy, Map, Origin, SubmitLabel, Tag};
 use crate::rounds::registry::{ModelVersion, Registry};
 
-/// Models on the device; the newest version of each name stays.
-#[derive(Default)]
-pub struct Models {
-    loaded: HashMap<String, (i64, Segmenter)>,
-}
-
-impl Models {
-    pub(super) fn get(
-        &mut self,
-        version: &ModelVersion,
-        device: DeviceChoice,
-        precision: PrecisionChoice,
-    ) -> Result<&Segmenter, Failure> {
-        let loaded = match self.loaded.remove(&version.name) {
-            Some((number, segmenter)) if number == version.version => segmenter,
-            _ => Segmenter::load(&version.dir, device, precision)?,
-        };
-        let (_, segmenter) = self
-            .loaded
-            .entry(version.name.clone())
-            .insert_entry((version.version, loaded))
-            .into_mut();
-        Ok(segmenter)
-    }
-}
+/// Suffix of a DICOM Segmentation object.
+const DICOM: &str = ".dcm";
 
 /// A segmented image of the project or of a client.
 pub(super) struct Proposal {
-    pub segmentation: Segmentation,
+    pub labels: Volume<u16>,
+    /// What there is to tell: `windows`, `windows_skipped`, `window`, seconds by stage under `stages`.
+    pub about: Value,
     /// Seconds to read the image.
     pub read_s: f64,
+}
+
+impl Proposal {
+    /// `window` is that of the network, when it was asked.
+    pub fn new(made: Segmentation, window: Option<[usize; 3]>, read_s: f64) -> Self {
+        let stages: Map = made
+            .timings
+            .iter()
+            .map(|(name, seconds)| ((*name).to_owned(), json!(seconds)))
+            .collect();
+        let about = json!({
+            "windows": made.windows,
+            "windows_skipped": made.windows_skipped,
+            "window": window,
+            "stages": stages,
+        });
+        Self {
+            labels: made.labels,
+            about,
+            read_s,
+        }
+    }
 }
 
 impl Worker {
     pub(super) fn infer(
         &mut self,
-        job: &str,
+        job: &Job,
         request: InferRequest,
         reporter: &Reporter,
     ) -> Outcome {
         let started = Instant::now();
         let version = self.version_of(&request)?;
         let (path, budget) = match &request.image {
+            ImageSource::WarmUp => {
+                let version = version.ok_or_else(|| no_version(&request.model))?;
+                return self.warm_up(&version);
+            }
             ImageSource::Study { id } => (self.image_path(id)?, Budget::default()),
             // What a client sent must not make the server read other files.
             ImageSource::File { path } => (
@@ -69,23 +75,45 @@ impl Worker {
                 },
             ),
         };
-        if path.is_dir() {
+        if request.result_extension == DICOM && !dicom::is_series(&path) {
             return refused(
-                "a series of several files cannot be read yet; send one NIfTI or NRRD file"
+                "a DICOM Segmentation refers to a DICOM series, and this image is none; ask for another result_extension"
                     .to_owned(),
             );
         }
-        let proposal = match (&request.interaction, &version) {
-            (Some(Interaction::Scribbles(scribbles)), prior) => {
-                self.refine(scribbles, prior.as_ref(), &path, &budget, reporter)
+        let kept = match (&request.image, &version) {
+            (ImageSource::Study { id }, Some(version))
+                if !request.largest_cc && request.interaction.is_none() =>
+            {
+                self.runtime
+                    .block_on(self.ahead.find(&self.project, version, id))?
             }
-            (Some(Interaction::Clicks { clicks, .. }), Some(version)) => {
-                self.propose_with_clicks(version, &path, &budget, clicks, reporter)
-            }
-            (None, Some(version)) => self.propose(version, &path, &budget, reporter),
-            (_, None) => Err(no_version(&request.model)),
+            _ => None,
         };
-        let mut proposal = match proposal {
+        let ahead = kept.is_some();
+        // The worker that had it before was lost with it, perhaps because there was too little memory.
+        let window = Window::of_attempt(job.attempts);
+        let proposal = match (kept, &request.interaction, &version) {
+            (Some((labels, about)), _, _) => Ok(Proposal {
+                labels,
+                about,
+                read_s: 0.0,
+            }),
+            (None, Some(Interaction::Scribbles(scribbles)), prior) => {
+                let prior = prior.as_ref().map(|version| (version, window));
+                self.refine(scribbles, prior, &path, &budget, reporter)
+            }
+            (None, Some(Interaction::Clicks { clicks, .. }), Some(version)) => {
+                self.propose_with_clicks((version, window), &path, &budget, clicks, reporter)
+            }
+            (None, None, Some(version)) => self.propose(version, &path, &budget, window, reporter),
+            (None, _, None) => Err(no_version(&request.model)),
+        };
+        let Proposal {
+            mut labels,
+            about,
+            read_s,
+        } = match proposal {
             Err(Failure::Image(error)) => {
                 return refused(format!("the image is refused: {error}"));
             }
@@ -93,44 +121,58 @@ impl Worker {
             proposal => proposal?,
         };
         let post = Instant::now();
-        let labels = &mut proposal.segmentation.labels;
-        let names = self.shown(&request, labels);
+        let names = self.shown(&request, &mut labels);
         if request.largest_cc {
-            components::keep_largest(labels, Connectivity::Corners26);
+            components::keep_largest(&mut labels, Connectivity::Corners26);
         }
+        let labels = &labels;
         let suffix = request.result_extension.as_str();
         // Without a file for the client there may still be one to keep.
         let wants_file = suffix != NO_FILE;
         let suffix = if wants_file { suffix } else { ".nii.gz" };
-        let format = LabelFormat::from_suffix(suffix)
-            .ok_or_else(|| Failure::Error(format!("result_extension {suffix:?} cannot be written; use .nii.gz, .nii, .nrrd or .seg.nrrd")))?;
+        let format = match suffix {
+            DICOM => None,
+            _ => Some(LabelFormat::from_suffix(suffix)
+                .ok_or_else(|| Failure::Error(format!("result_extension {suffix:?} cannot be written; use .nii.gz, .nii, .nrrd, .seg.nrrd or .dcm")))?),
+        };
         let format = match format {
-            LabelFormat::Nrrd | LabelFormat::SegNrrd => {
-                format.with_compression(request.result_compress)
+            Some(format @ (LabelFormat::Nrrd | LabelFormat::SegNrrd)) => {
+                Some(format.with_compression(request.result_compress))
             }
             other => other,
         };
         let scratch = self.project.scratch_dir();
         std::fs::create_dir_all(&scratch)?;
-        let file = scratch.join(format!("{job}{}", format.suffix()));
+        let file = scratch.join(format!(
+            "{}{}",
+            job.id,
+            format.map_or(DICOM, LabelFormat::suffix)
+        ));
         let centroids = centroids(labels, &names);
         let post_s = post.elapsed().as_secs_f64();
         let write = Instant::now();
         let writes = wants_file || request.save_label.is_some();
-        if writes {
-            match request.result_dtype.map(sample) {
-                Some(sample) => write_label_as(&file, labels, &names, format, sample)?,
-                None => write_label(&file, labels, &names, format)?,
+        match (format, request.result_dtype.map(sample)) {
+            _ if !writes => {}
+            (Some(format), Some(sample)) => write_label_as(&file, labels, &names, format, sample)?,
+            (Some(format), None) => write_label(&file, labels, &names, format)?,
+            (None, _) => {
+                let by = self.algorithm(&request.model, version.as_ref());
+                let written = dicom::open(&path, &budget).and_then(|mut scans| {
+                    let only = scans.only()?;
+                    let kind = ResultKind::Segmentation(SegmentationKind::Binary);
+                    dicom::write_labels(&file, (&scans, only), labels, &names, &by, kind)
+                });
+                if let Err(error) = written {
+                    return refused(format!("the image gets no DICOM result: {error}"));
+                }
             }
         }
         let write_s = write.elapsed().as_secs_f64();
-        let seconds = |stage: &str| {
-            let found = proposal
-                .segmentation
-                .timings
-                .iter()
-                .find(|(name, _)| *name == stage);
-            found.map_or(0.0, |(_, seconds)| *seconds)
+        // What was made before took no time now.
+        let seconds = |stage: &str| match ahead {
+            true => 0.0,
+            false => about["stages"][stage].as_f64().unwrap_or_default(),
         };
         let label_names: Map = names
             .iter()
@@ -139,18 +181,20 @@ impl Worker {
         let mut params = json!({
             "label_names": label_names,
             "latencies": {
-                "pre": proposal.read_s + seconds("prepare"),
+                "pre": read_s + seconds("prepare"),
                 "infer": seconds("network"),
                 "invert": seconds("finish"),
                 "post": post_s,
                 "write": write_s,
                 "total": started.elapsed().as_secs_f64(),
-                "transform": {"pre": {"read": proposal.read_s, "prepare": seconds("prepare")}, "post": {"finish": seconds("finish")}},
+                "transform": {"pre": {"read": read_s, "prepare": seconds("prepare")}, "post": {"finish": seconds("finish")}},
             },
             "centroids": centroids,
             "model": request.model,
-            "windows": proposal.segmentation.windows,
-            "windows_skipped": proposal.segmentation.windows_skipped,
+            "windows": about["windows"],
+            "windows_skipped": about["windows_skipped"],
+            "window": about["window"],
+            "computed_ahead": ahead,
         });
         if let Some(version) = &version {
             params["model"] = json!(version.name);
@@ -168,6 +212,20 @@ impl Worker {
             params,
             refused: None,
         })?)
+    }
+
+    /// What a DICOM object says about how it was made; without a version strokes alone made it.
+    fn algorithm(&self, name: &str, version: Option<&ModelVersion>) -> Algorithm {
+        let program = format!("Fewlabel {}", env!("CARGO_PKG_VERSION"));
+        Algorithm {
+            name: version.map_or(name, |version| &version.name).to_owned(),
+            version: match version {
+                Some(version) => format!("{} ({program})", version.version),
+                None => program,
+            },
+            sha256: version.map_or_else(String::new, |version| version.weights_sha256.clone()),
+            made_ms: self.project.clock().now_ms(),
+        }
     }
 
     /// The version that a request needs; none for strokes without a model.
@@ -218,26 +276,42 @@ impl Worker {
         Ok(row.path)
     }
 
+    /// Whether a version answers at all; it stays on the device.
+    fn warm_up(&mut self, version: &ModelVersion) -> Outcome {
+        let segmenter = self
+            .models
+            .get(version, Window::Whole, self.device, self.precision)?;
+        segmenter.warm_up()?;
+        Ok(serde_json::to_value(InferResult {
+            file: None,
+            params: json!({"model": version.name, "model_version": version.version, "model_sha256": version.weights_sha256}),
+            refused: None,
+        })?)
+    }
+
+    /// Segments an image. When memory runs out, once more with a smaller window.
     pub(super) fn propose(
         &mut self,
         version: &ModelVersion,
         image: &std::path::Path,
         budget: &Budget,
+        window: Window,
         reporter: &Reporter,
     ) -> Result<Proposal, Failure> {
         let read = Instant::now();
         let scan = read_scan(image, budget).map_err(Failure::Image)?;
         let read_s = read.elapsed().as_secs_f64();
-        let segmenter = self.models.get(version, self.device, self.precision)?;
-        let segmentation = segmenter.segment(&scan.volume, &[], &mut |_, _| reporter.flow());
-        let segmentation = match segmentation {
-            Err(crate::model::ModelError::Stopped) => return Err(Failure::Stopped),
-            result => result?,
-        };
-        Ok(Proposal {
-            segmentation,
-            read_s,
-        })
+        let (segmentation, window) = shrinking(window, |window| {
+            let segmenter = self
+                .models
+                .get(version, window, self.device, self.precision)?;
+            let found = segmenter.segment(&scan.volume, &[], &mut |_, _| reporter.flow());
+            match found {
+                Err(ModelError::Stopped) => Err(Failure::Stopped),
+                result => Ok((result?, segmenter.manifest().patch)),
+            }
+        })?;
+        Ok(Proposal::new(segmentation, Some(window), read_s))
     }
 
     /// Keeps a proposal as a label of the project.

@@ -4,6 +4,7 @@ use std::path::Path;
 use std::time::Instant;
 
 use super::infer::Proposal;
+use super::models::{Window, shrinking};
 use super::scans::{HeldScan, MOST_BYTES};
 use super::{Failure, Reporter, Worker};
 use crate::imaging::scribbles::{Mark, Region, refine};
@@ -40,7 +41,7 @@ impl Worker {
     /// about the windows that see other clicks than before.
     pub(super) fn propose_with_clicks(
         &mut self,
-        version: &ModelVersion,
+        asked: (&ModelVersion, Window),
         image: &Path,
         budget: &Budget,
         clicks: &[Click],
@@ -49,37 +50,40 @@ impl Worker {
         let read = Instant::now();
         let mut held = self.scans.take(image, budget)?;
         let read_s = read.elapsed().as_secs_f64();
-        let made = self.with_clicks(&mut held, version, clicks, reporter);
+        let (version, window) = asked;
+        let made = shrinking(window, |window| {
+            self.with_clicks(&mut held, (version, window), clicks, reporter)
+        });
         self.scans.put(held);
-        Ok(Proposal {
-            segmentation: made?,
-            read_s,
-        })
+        let (made, window) = made?;
+        Ok(Proposal::new(made, Some(window), read_s))
     }
 
     fn with_clicks(
         &mut self,
         held: &mut HeldScan,
-        version: &ModelVersion,
+        (version, window): (&ModelVersion, Window),
         clicks: &[Click],
         reporter: &Reporter,
-    ) -> Result<Segmentation, Failure> {
-        let segmenter = self.models.get(version, self.device, self.precision)?;
+    ) -> Result<(Segmentation, [usize; 3]), Failure> {
+        let segmenter = self
+            .models
+            .get(version, window, self.device, self.precision)?;
+        let patch = segmenter.manifest().patch;
         let on_window = &mut |_: usize, _: usize| reporter.flow();
         if segmenter.open_bytes(&held.scan.geometry) > MOST_BYTES {
             held.open = None;
-            return segmenter
-                .segment(&held.scan, clicks, on_window)
-                .map_err(told);
+            let made = segmenter.segment(&held.scan, clicks, on_window);
+            return Ok((made.map_err(told)?, patch));
         }
         let network = Instant::now();
-        let asked = self.open(held, version, clicks, reporter)?;
+        let asked = self.open(held, (version, window), clicks, reporter)?;
         let network_s = network.elapsed().as_secs_f64();
         let finish = Instant::now();
         let Some((_, open)) = &held.open else {
             return Err(Failure::Error("the scan is not open".to_owned()));
         };
-        Ok(Segmentation {
+        let made = Segmentation {
             labels: open.labels(),
             timings: vec![
                 ("network", network_s),
@@ -87,20 +91,23 @@ impl Worker {
             ],
             windows: asked,
             windows_skipped: open.windows()[1],
-        })
+        };
+        Ok((made, patch))
     }
 
     /// Makes a scan open for a model version with these clicks; returns how many times the network was asked.
     fn open(
         &mut self,
         held: &mut HeldScan,
-        version: &ModelVersion,
+        (version, window): (&ModelVersion, Window),
         clicks: &[Click],
         reporter: &Reporter,
     ) -> Result<usize, Failure> {
-        let segmenter = self.models.get(version, self.device, self.precision)?;
+        let segmenter = self
+            .models
+            .get(version, window, self.device, self.precision)?;
         let on_window = &mut |_: usize, _: usize| reporter.flow();
-        let key = (version.name.clone(), version.version);
+        let key = (version.weights_sha256.clone(), window);
         // Taken out: after an error it would hold half of the change.
         let (open, asked) = match held.open.take().filter(|(known, _)| *known == key) {
             Some((_, mut open)) => {
@@ -125,7 +132,7 @@ impl Worker {
     pub(super) fn refine(
         &mut self,
         scribbles: &Scribbles,
-        prior: Option<&ModelVersion>,
+        prior: Option<(&ModelVersion, Window)>,
         image: &Path,
         budget: &Budget,
         reporter: &Reporter,
@@ -135,19 +142,18 @@ impl Worker {
         let read_s = read.elapsed().as_secs_f64();
         let made = self.refined(&mut held, scribbles, prior, reporter);
         self.scans.put(held);
-        Ok(Proposal {
-            segmentation: made?,
-            read_s,
-        })
+        let (made, window) = made?;
+        Ok(Proposal::new(made, window, read_s))
     }
 
+    /// The window is that of the model, when it was asked.
     fn refined(
         &mut self,
         held: &mut HeldScan,
         scribbles: &Scribbles,
-        prior: Option<&ModelVersion>,
+        prior: Option<(&ModelVersion, Window)>,
         reporter: &Reporter,
-    ) -> Result<Segmentation, Failure> {
+    ) -> Result<(Segmentation, Option<[usize; 3]>), Failure> {
         let prepare = Instant::now();
         let geometry = held.scan.geometry;
         let region = region(scribbles.roi, &geometry)?;
@@ -156,15 +162,21 @@ impl Worker {
 
         let network = Instant::now();
         let class = self.project.schema().value_of(&scribbles.label);
-        let (mut probability, mut asked) = (None, 0);
-        if let (Some(version), Some(class)) = (prior, class) {
-            let segmenter = self.models.get(version, self.device, self.precision)?;
-            // Without room for the model's logits the strokes alone decide.
-            if segmenter.open_bytes(&geometry) <= MOST_BYTES {
-                asked = self.open(held, version, &[], reporter)?;
-                let open = held.open.as_ref();
-                probability = open.map(|(_, open)| region.cut(&open.probability(class)));
-            }
+        let (mut probability, mut asked, mut patch) = (None, 0, None);
+        if let (Some((version, window)), Some(class)) = (prior, class) {
+            shrinking(window, |window| {
+                let segmenter = self
+                    .models
+                    .get(version, window, self.device, self.precision)?;
+                // Without room for the model's logits the strokes alone decide.
+                if segmenter.open_bytes(&geometry) <= MOST_BYTES {
+                    patch = Some(segmenter.manifest().patch);
+                    asked = self.open(held, (version, window), &[], reporter)?;
+                    let open = held.open.as_ref();
+                    probability = open.map(|(_, open)| region.cut(&open.probability(class)));
+                }
+                Ok(())
+            })?;
         }
         let network_s = network.elapsed().as_secs_f64();
 
@@ -182,7 +194,7 @@ impl Worker {
             .map(|mark| u16::from(matches!(mark, Mark::Current | Mark::Foreground)))
             .collect();
         region.paste(&mask, &mut labels, geometry.shape());
-        Ok(Segmentation {
+        let made = Segmentation {
             labels: Volume {
                 geometry,
                 voxels: labels,
@@ -194,7 +206,8 @@ impl Worker {
             ],
             windows: asked,
             windows_skipped: 0,
-        })
+        };
+        Ok((made, patch))
     }
 }
 

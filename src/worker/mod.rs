@@ -2,17 +2,21 @@
 //!
 //! One thread computes; store calls and heartbeats run on a small runtime beside it. A job of a person who waits
 //! (inference) goes before everything: long jobs look for one between steps and run it inline ([`Worker::yield_to_urgent`]).
-//! A job's lease is renewed by a heartbeat while it runs; when the lease is lost or the job is stopped, the work ends at
-//! the next step and its result is not kept.
+//! With nothing to do it makes proposals ahead (`ahead`). A job's lease is renewed by a heartbeat while it runs; when the
+//! lease is lost or the job is stopped, the work ends at the next step and its result is not kept.
 
+mod ahead;
 mod batch;
+mod compare;
 mod infer;
 mod interactive;
+mod models;
 mod outcome;
 mod queue;
 mod reporter;
 mod scans;
 mod score;
+mod score_pool;
 pub mod supervisor;
 mod train;
 
@@ -26,6 +30,7 @@ use tokio::runtime::Runtime;
 
 use crate::model::{DeviceChoice, PrecisionChoice};
 use crate::project::{JobKind, Project, ProjectError, StoreError};
+use crate::rounds::ahead::Ahead;
 use outcome::{Failure, Outcome};
 use reporter::Reporter;
 
@@ -35,8 +40,8 @@ const ALL_KINDS: [JobKind; 4] = [
     JobKind::BatchInfer,
     JobKind::Train,
 ];
-/// A worker that does not renew its lease for so long has lost its job.
-const LEASE_S: u32 = 30;
+/// A worker that does not renew its lease for so long is silent: it is killed and has lost its job.
+const LEASE_S: u32 = 60;
 /// Pause between two looks into an empty queue: what an inference may wait for at most.
 const POLL: Duration = Duration::from_millis(25);
 
@@ -49,8 +54,10 @@ struct Worker {
     name: String,
     /// Set when the server is gone or asks the worker to end.
     ending: Arc<AtomicBool>,
-    models: infer::Models,
+    models: models::Models,
     scans: scans::HeldScans,
+    ahead: Ahead,
+    idle: ahead::Idle,
 }
 
 /// Works on the jobs of a data directory until standard input closes.
@@ -68,6 +75,7 @@ pub fn run(
         .build()
         .map_err(StoreError::from)?;
     let project = runtime.block_on(Project::open_worker(data))?;
+    let ahead = Ahead::of(&project);
     let ending = Arc::new(AtomicBool::new(false));
     watch_input(ending.clone());
     let name = worker_name(std::process::id());
@@ -80,9 +88,11 @@ pub fn run(
         ending,
         models: Default::default(),
         scans: Default::default(),
+        ahead,
+        idle: Default::default(),
     };
     while !worker.ending.load(Ordering::Relaxed) {
-        if !worker.next(&ALL_KINDS)? {
+        if !worker.next(&ALL_KINDS)? && !worker.work_ahead() {
             std::thread::sleep(POLL);
         }
     }

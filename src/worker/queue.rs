@@ -3,10 +3,11 @@
 use std::ops::ControlFlow;
 use std::sync::atomic::Ordering;
 
-use super::outcome::{Failure, Outcome};
+use super::outcome::{Failure, Outcome, is_out_of_memory, panic_text};
 use super::reporter::{Reporter, beat};
 use super::{LEASE_S, Worker};
 use crate::project::{Claimed, Finish, JobKind, StoreError};
+use crate::rounds::conclude;
 
 impl Worker {
     /// Runs the most urgent job of these kinds; false when there is none.
@@ -28,9 +29,15 @@ impl Worker {
         let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
             self.work(&claimed, &reporter)
         }))
-        .unwrap_or_else(|_| {
+        .unwrap_or_else(|panic| {
             Err(Failure::Error(
-                "internal error: the worker's log has the details".to_owned(),
+                match is_out_of_memory(&panic_text(&*panic)) {
+                    true => {
+                        "there is too little memory on this device for this; nothing was changed"
+                            .to_owned()
+                    }
+                    false => "internal error: the worker's log has the details".to_owned(),
+                },
             ))
         });
         beating.abort();
@@ -38,6 +45,9 @@ impl Worker {
         if ending && matches!(outcome, Err(Failure::Stopped)) && reporter.flow().is_continue() {
             // Nobody stopped this job: the server goes down. Its lease ends, and the next worker takes it up.
             return Ok(true);
+        }
+        if claimed.job.kind == JobKind::Train {
+            conclude::tidy(&self.project, &claimed.job.id.to_string());
         }
         let (progress, lines) = reporter.take();
         let finish = match outcome {
@@ -68,13 +78,9 @@ impl Worker {
     fn work(&mut self, claimed: &Claimed, reporter: &Reporter) -> Outcome {
         let payload = claimed.job.payload.clone();
         match claimed.job.kind {
-            JobKind::Infer => self.infer(
-                &claimed.job.id.to_string(),
-                serde_json::from_value(payload)?,
-                reporter,
-            ),
+            JobKind::Infer => self.infer(&claimed.job, serde_json::from_value(payload)?, reporter),
             JobKind::BatchInfer => self.batch_infer(serde_json::from_value(payload)?, reporter),
-            JobKind::Train => self.train(serde_json::from_value(payload)?, reporter),
+            JobKind::Train => self.train(claimed, serde_json::from_value(payload)?, reporter),
             JobKind::Score => self.score(serde_json::from_value(payload)?, reporter),
         }
     }

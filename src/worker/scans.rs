@@ -5,7 +5,8 @@ use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 use super::Failure;
-use crate::imaging::{Budget, Volume, read_scan};
+use super::models::Window;
+use crate::imaging::{Budget, ImagingError, Volume, dicom, read_scan};
 use crate::model::OpenScan;
 use crate::store::sha256_of_file;
 
@@ -21,8 +22,8 @@ pub struct HeldScan {
     sha256: String,
     /// HU on the grid of the file.
     pub scan: Volume<f32>,
-    /// The model version that it was opened with, and what that one said.
-    pub open: Option<((String, i64), OpenScan)>,
+    /// SHA-256 of the weights of the model that it was opened with and its window, and what that one said.
+    pub open: Option<((String, Window), OpenScan)>,
 }
 
 impl HeldScan {
@@ -32,15 +33,26 @@ impl HeldScan {
     }
 }
 
-/// What says that a file has not been written since.
+/// What says that the files of a scan have not been written since.
 #[derive(PartialEq)]
-struct Written {
-    path: PathBuf,
-    size_bytes: u64,
-    modified: Option<SystemTime>,
+struct Written(Vec<(PathBuf, u64, Option<SystemTime>)>);
+
+impl Written {
+    /// Of a file, or of a folder with a DICOM series.
+    fn of(path: &Path) -> std::io::Result<Self> {
+        let files = match path.is_dir() {
+            true => dicom::files_below(path)?,
+            false => vec![path.to_owned()],
+        };
+        let about = files.into_iter().map(|file| {
+            let about = std::fs::metadata(&file)?;
+            Ok((file, about.len(), about.modified().ok()))
+        });
+        about.collect::<std::io::Result<_>>().map(Self)
+    }
 }
 
-/// The scans last used, by the hash of their file.
+/// The scans last used, by the hash of their content.
 #[derive(Default)]
 pub struct HeldScans {
     /// The last used first.
@@ -54,9 +66,7 @@ impl HeldScans {
     /// # Errors
     /// [`Failure::Image`] when the file is no scan.
     pub fn take(&mut self, path: &Path, budget: &Budget) -> Result<HeldScan, Failure> {
-        let sha256 = self
-            .hash(path)
-            .map_err(|error| Failure::Image(error.into()))?;
+        let sha256 = self.hash(path, budget).map_err(Failure::Image)?;
         if let Some(at) = self.held.iter().position(|held| held.sha256 == sha256)
             && let Some(held) = self.held.remove(at)
         {
@@ -82,18 +92,16 @@ impl HeldScans {
         self.held.truncate(fit);
     }
 
-    /// SHA-256 of a file, computed again only when it was written since.
-    fn hash(&mut self, path: &Path) -> std::io::Result<String> {
-        let about = std::fs::metadata(path)?;
-        let written = Written {
-            path: path.to_owned(),
-            size_bytes: about.len(),
-            modified: about.modified().ok(),
-        };
+    /// SHA-256 of a file or a series, computed again only when it was written since.
+    fn hash(&mut self, path: &Path, budget: &Budget) -> Result<String, ImagingError> {
+        let written = Written::of(path)?;
         if let Some((_, sha256)) = self.hashes.iter().find(|(known, _)| *known == written) {
             return Ok(sha256.clone());
         }
-        let sha256 = sha256_of_file(path)?;
+        let sha256 = match path.is_dir() {
+            true => dicom::content_sha256(path, budget)?,
+            false => sha256_of_file(path)?,
+        };
         self.hashes.push_front((written, sha256.clone()));
         self.hashes.truncate(MOST_HASHES);
         Ok(sha256)

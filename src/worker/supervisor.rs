@@ -1,5 +1,7 @@
 //! The worker process, seen from the server: started, restarted when it ends, stopped with the server.
 //!
+//! A worker that crashed, or that does not answer for a minute, is started again.
+//!
 //! The child's standard input is the only tie: when it closes, the server is gone and the worker ends. The worker takes
 //! its jobs from the store, so a crash on either side loses nothing: what a dead worker held goes back into the queue.
 
@@ -14,10 +16,14 @@ use tokio::task::JoinHandle;
 
 use super::worker_name;
 use crate::model::{DeviceChoice, PrecisionChoice};
-use crate::project::Jobs;
+use crate::project::{Jobs, Pulse};
 
 /// Pause before a worker that ended is started again.
 const RESTART_PAUSE: Duration = Duration::from_secs(1);
+/// Pause between two looks at how the worker is.
+const LOOK: Duration = Duration::from_secs(2);
+/// A worker that takes none of the waiting jobs for so long is silent.
+const SILENCE: Duration = Duration::from_secs(60);
 /// How long a stopping worker may take to end its job before it is killed.
 const STOP_PATIENCE: Duration = Duration::from_secs(20);
 
@@ -119,6 +125,16 @@ async fn keep(
                     tracing::warn!("its jobs are taken up when their leases are over: {error}");
                 }
             }
+            () = silent(&jobs, name.as_deref()) => {
+                tracing::error!("the worker does not answer any more and is killed; it is started again");
+                drop(child.kill().await);
+                alive.send_replace(false);
+                if let Some(name) = name
+                    && let Err(error) = jobs.abandon(&name).await
+                {
+                    tracing::warn!("its jobs are taken up when their leases are over: {error}");
+                }
+            }
             () = asked(&mut stop) => {
                 drop(tie);
                 if tokio::time::timeout(STOP_PATIENCE, child.wait()).await.is_err() {
@@ -140,6 +156,26 @@ async fn keep(
             }
         };
         alive.send_replace(true);
+    }
+}
+
+/// Returns when the worker is silent: twice in a row a lease of it was over, or jobs wait for [`SILENCE`] and it takes none.
+async fn silent(jobs: &Jobs, name: Option<&str>) {
+    let Some(name) = name else {
+        return std::future::pending().await;
+    };
+    let (mut lost, mut unclaimed) = (0, 0);
+    loop {
+        tokio::time::sleep(LOOK).await;
+        match jobs.pulse(name).await {
+            Ok(Pulse::Well) => (lost, unclaimed) = (0, 0),
+            Ok(Pulse::Lost) => lost += 1,
+            Ok(Pulse::Unclaimed) => unclaimed += 1,
+            Err(error) => tracing::warn!("the queue does not say how the worker is: {error}"),
+        }
+        if lost == 2 || LOOK * unclaimed >= SILENCE {
+            return;
+        }
     }
 }
 

@@ -1,29 +1,93 @@
-//! A fine-tuning round.
+//! A fine-tuning round: it learns, is compared with the live version, and goes live or is kept.
 
-use serde_json::json;
+use std::sync::atomic::Ordering;
+
+use serde_json::{Value, json};
 
 use super::{Failure, Outcome, Reporter, Worker};
-use crate::model::{EndedEarly, ModelError, TrainEvent};
+use crate::model::{EndedEarly, ModelError, TrainEvent, TrainReport};
+use crate::project::Claimed;
 use crate::project::requests::TrainRequest;
-use crate::rounds::fine_tune;
+use crate::rounds::conclude;
+use crate::rounds::fine_tune::{self, Begun, Plan};
 
 impl Worker {
-    pub(super) fn train(&mut self, request: TrainRequest, reporter: &Reporter) -> Outcome {
-        let mut plan = self
+    pub(super) fn train(
+        &mut self,
+        claimed: &Claimed,
+        request: TrainRequest,
+        reporter: &Reporter,
+    ) -> Outcome {
+        let begun = self
             .runtime
-            .block_on(fine_tune::plan(&self.project, &request))?;
+            .block_on(fine_tune::begin(&self.project, claimed, &request))?;
+        let mut plan = match begun {
+            Begun::Train(plan) => *plan,
+            Begun::Over(version) => return Ok(json!({"model": request.model, "version": version})),
+        };
         plan.request.options.device = self.device;
-        let steps = plan.request.options.steps;
         reporter.line(format!(
-            "learning from {} cases, validating on {}, {steps} steps, from version {}",
-            plan.request.cases.len(),
-            plan.request.validation.len(),
+            "learning from {} cases, validating on {}, {} steps, from version {}",
+            plan.frozen.cases.len(),
+            plan.frozen.validation.len(),
+            plan.request.options.steps,
             plan.parent.version
         ));
-        let total_epochs = steps.div_ceil(plan.steps_per_epoch).max(1);
+        // A worker that was killed after the last step left it.
+        if plan.request.out.exists() {
+            std::fs::remove_dir_all(&plan.request.out)?;
+        }
+        let (report, shown) = self.learn(&plan, reporter)?;
+        if reporter.flow().is_break() || self.ending.load(Ordering::Relaxed) {
+            // A stopped round publishes nothing: who stopped it did not want it.
+            return Err(Failure::Stopped);
+        }
+        reporter.progress(stage(&shown, "comparing"));
+        let out = plan.request.out.clone();
+        let (judged, verdict, segmenter) = self.judge(&plan, &out, reporter)?;
+        let concluded = self.runtime.block_on(conclude::conclude(
+            &self.project,
+            claimed,
+            &plan,
+            &report,
+            &judged,
+            &verdict,
+        ));
+        let version = match concluded {
+            Err(conclude::Refused::Lost) => return Err(Failure::Stopped),
+            Err(conclude::Refused::Project(error)) => return Err(error.into()),
+            Ok(version) => version,
+        };
+        let what = if version.live {
+            "published"
+        } else {
+            "kept as a candidate, not published:"
+        };
+        reporter.line(format!(
+            "{what} version {} of {}: {}",
+            version.version, version.name, verdict.reason
+        ));
+        if version.live {
+            self.models.put(&version, segmenter);
+        }
+        Ok(json!({
+            "model": version.name,
+            "version": version.version,
+            "published": version.live,
+            "reason": verdict.reason,
+            "metrics": version.metrics,
+            "steps": report.steps,
+        }))
+    }
+
+    /// The training itself; with the report comes the last progress.
+    fn learn(&mut self, plan: &Plan, reporter: &Reporter) -> Result<(TrainReport, Value), Failure> {
+        let steps = plan.request.options.steps;
+        let total_epochs = steps.div_ceil(plan.frozen.steps_per_epoch).max(1);
         let names = self.project.schema().names().to_vec();
         let (mut epoch, mut best) = (0, 0.0f64);
-        let mut eval = json!({});
+        let (mut eval, mut shown) = (json!({}), json!({"stage": "preparing", "steps": steps}));
+        reporter.progress(shown.clone());
         let result = crate::model::train(&plan.request, &mut |event| {
             match event {
                 TrainEvent::Step {
@@ -37,12 +101,13 @@ impl Worker {
                         epoch = (step * total_epochs / steps).max(1);
                         reporter.line(format!("step {step} of {steps}: loss {loss:.4}, {rate_hz:.2} it/s, {eta_s:.0} s left"));
                     }
-                    reporter.progress(json!({
-                        "epoch": epoch, "total_epochs": total_epochs, "best_metric": best,
+                    shown = json!({
+                        "stage": "training", "epoch": epoch, "total_epochs": total_epochs, "best_metric": best,
                         "step": step, "steps": steps, "loss": loss, "rate_hz": rate_hz, "eta_s": eta_s,
                         "train": {"metrics": {"loss": loss}, "key_metric_name": "loss"},
                         "eval": eval,
-                    }));
+                    });
+                    reporter.progress(shown.clone());
                 }
                 TrainEvent::Validated {
                     step,
@@ -71,7 +136,10 @@ impl Worker {
                 } => reporter.line(format!(
                     "step {step}: {reason}; back to step {back_to} with half the learning rate"
                 )),
-                TrainEvent::Resumed(_) | TrainEvent::Between => {}
+                TrainEvent::Resumed(step) => {
+                    reporter.line(format!("going on after step {step}, which was saved"));
+                }
+                TrainEvent::Between => {}
             }
             self.yield_to_urgent(reporter)
         });
@@ -82,23 +150,14 @@ impl Worker {
         if report.ended_early == Some(EndedEarly::Patience) {
             reporter.line("no better for as long as asked; it ended early".to_owned());
         }
-        if reporter.flow().is_break() || self.ending.load(std::sync::atomic::Ordering::Relaxed) {
-            // A stopped round publishes nothing: who stopped it did not want it.
-            std::fs::remove_dir_all(&plan.request.out)?;
-            return Err(Failure::Stopped);
-        }
-        let published = self
-            .runtime
-            .block_on(fine_tune::publish(&self.project, &plan, &report))?;
-        reporter.line(format!(
-            "published version {} of {}",
-            published.version, published.name
-        ));
-        Ok(json!({
-            "model": published.name,
-            "version": published.version,
-            "metrics": published.metrics,
-            "steps": report.steps,
-        }))
+        Ok((report, shown))
     }
+}
+
+/// The progress at another stage of the round; nothing of it is left to be learned.
+fn stage(shown: &Value, stage: &str) -> Value {
+    let mut shown = shown.clone();
+    shown["stage"] = stage.into();
+    shown["eta_s"] = Value::Null;
+    shown
 }

@@ -1,7 +1,8 @@
-//! Faults at every point: kills and disk errors at every system call of a submit, kills under load, damaged uploads.
+//! Faults at every point: kills and disk errors at every system call of a submit, kills under load, damaged uploads, kills
+//! of workers and servers in the middle of rounds.
 //!
-//! `cargo test --release --test fault -- [NAME] [--kills N] [--uploads N]`: without options it runs a short form, as
-//! `tests/run` does. 500 kills and 1000 uploads are the whole sets. The binary is its own helper: `submit` and `serve`
+//! `cargo test --release --test fault -- [NAME] [--kills N] [--uploads N] [--rounds N]`: without options it runs a short
+//! form, as `tests/run` does. 500 kills, 1000 uploads and 20 rounds are the whole sets. The binary is its own helper: `submit` and `serve`
 //! below are what it kills.
 #![cfg(target_os = "linux")]
 #![allow(clippy::unwrap_used, clippy::expect_used)] // tests fail by panicking
@@ -10,6 +11,7 @@
 #[allow(dead_code)]
 mod http;
 mod kills;
+mod rounds;
 mod site;
 mod strace;
 mod submit;
@@ -23,14 +25,16 @@ use std::time::Instant;
 struct Amount {
     kills: usize,
     uploads: usize,
+    rounds: usize,
 }
 
 type Check = fn(&Amount) -> Result<String, String>;
 
-const CHECKS: [(&str, Check); 3] = [
+const CHECKS: [(&str, Check); 4] = [
     ("syscalls", strace::run),
     ("kills", kills::run),
     ("uploads", uploads::run),
+    ("rounds", rounds::run),
 ];
 
 fn main() {
@@ -43,6 +47,7 @@ fn main() {
     let mut amount = Amount {
         kills: 50,
         uploads: 10,
+        rounds: 4,
     };
     let (mut wanted, mut rest) = (None, arguments.into_iter());
     while let Some(argument) = rest.next() {
@@ -50,6 +55,7 @@ fn main() {
         match argument.as_str() {
             "--kills" => amount.kills = number(),
             "--uploads" => amount.uploads = number(),
+            "--rounds" => amount.rounds = number(),
             // Options of the usual test harness mean nothing here.
             option if option.starts_with('-') => {}
             name => wanted = Some(name.to_owned()),

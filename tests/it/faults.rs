@@ -148,13 +148,16 @@ async fn training(server: &Http, site: &Site, wanted: impl Fn(&Value) -> bool) -
     }
 }
 
-/// How often training has made its first step.
+/// How often training has made its first step, or gone on after the last one that was saved.
 fn starts(task: &Value) -> usize {
     let details = task["details"].as_array();
     details.map_or(0, |lines| {
         lines
             .iter()
-            .filter(|line| line.as_str().unwrap().starts_with("step 1 of"))
+            .filter(|line| {
+                let line = line.as_str().unwrap();
+                line.starts_with("step 1 of") || line.starts_with("going on after")
+            })
             .count()
     })
 }

@@ -249,20 +249,6 @@ fn a_folder_gives_one_entry_per_file() {
     assert_eq!(report["images"].as_array().unwrap().len(), 24);
 }
 
-#[test]
-fn dicom_is_named_in_its_refusal() {
-    let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join("slice.dcm");
-    let mut bytes = vec![0u8; 400];
-    bytes[128..132].copy_from_slice(b"DICM");
-    std::fs::write(&path, bytes).unwrap();
-    let (report, code) = inspect(&path, &[]);
-    assert_eq!(
-        (report["refused"][0]["code"].as_str(), code),
-        (Some("dicom_not_supported"), 1)
-    );
-}
-
 /// A valid uint8 NIfTI-1 file of 2 x 1 x 1 voxels, 1.5 mm, made by hand.
 fn tiny_nifti() -> Vec<u8> {
     let mut bytes = vec![0u8; 354];

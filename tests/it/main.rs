@@ -4,8 +4,12 @@
 
 mod support;
 
+mod active_learning;
 mod cli_serve;
 mod convert;
+mod dicom;
+mod dicom_results;
+mod dicom_serve;
 mod evaluate;
 mod faults;
 mod formats;
@@ -23,7 +27,10 @@ mod rest_limits;
 mod rest_metrics;
 mod rest_model;
 mod rest_reviews;
+mod rest_rounds;
 mod rest_session;
 mod rest_train;
+mod rounds;
+mod simulate;
 mod train;
 mod upkeep;

@@ -16,14 +16,36 @@ async fn first_and_again() {
       "path": "(root)/studies/case 02.nii.gz",
       "ts": "(seconds)",
       "name": "case 02.nii.gz",
-      "checksum": "SHA256:(hash)"
+      "checksum": "SHA256:(hash)",
+      "lease": {
+        "image": "case 02",
+        "client_id": "anna",
+        "strategy": "first",
+        "taken_ts": 1700000000,
+        "expires_ts": 1700014400,
+        "expires_in_s": 14400.0,
+        "again": false
+      }
     }
     "#);
     let again = server
-        .send("POST", "/activelearning/first", &[], b"")
+        .post_json("/activelearning/first", r#"{"client_id":"anna"}"#)
         .await
         .json();
     assert_eq!(again["strategy"]["first"]["client_id"], "anna");
+    assert_eq!(
+        (&again["id"], &again["lease"]["again"]),
+        (&json!("case 02"), &json!(true))
+    );
+    // A client without a name gets what nobody has, and no lease.
+    let other = server
+        .send("POST", "/activelearning/first", &[], b"")
+        .await
+        .json();
+    assert_eq!(
+        (&other["id"], &other["lease"]),
+        (&json!("case.03"), &json!(null))
+    );
     assert_eq!(
         server.post_json("/activelearning/none", "{}").await.status,
         404
@@ -41,7 +63,7 @@ async fn nothing_left() {
             .await;
         assert_eq!(reply.status, 200, "{}", reply.text());
     }
-    for strategy in ["random", "first", "last"] {
+    for strategy in ["random", "first", "last", "auto", "entropy"] {
         let reply = server
             .post_json(&format!("/activelearning/{strategy}"), "{}")
             .await;

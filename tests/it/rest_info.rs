@@ -29,7 +29,10 @@ async fn info_of_a_new_project() {
             "device": [
               "cpu"
             ],
-            "largest_cc": false
+            "largest_cc": false,
+            "version": [
+              "live (1)"
+            ]
           }
         },
         "Histogram+GraphCut": {
@@ -65,7 +68,7 @@ async fn info_of_a_new_project() {
       },
       "trainers": {
         "pct-net-s": {
-          "description": "Fine-tunes PCT-Net on the submitted labels; a new version goes live only when it is better",
+          "description": "Fine-tunes PCT-Net on the submitted labels; a new version goes live only when it is not worse",
           "config": {
             "name": "train_01",
             "pretrained": true,
@@ -79,6 +82,9 @@ async fn info_of_a_new_project() {
         }
       },
       "strategies": {
+        "auto": {
+          "description": "The most typical image at first, the most uncertain one, structures in turn, after the first round"
+        },
         "random": {
           "description": "A random image without label; those that were offered long ago or never come first"
         },
@@ -87,11 +93,50 @@ async fn info_of_a_new_project() {
         },
         "last": {
           "description": "The last image without label, by id"
+        },
+        "foreground_random": {
+          "description": "A random image, likelier with more of a random structure in the prediction"
+        },
+        "clasp": {
+          "description": "The most uncertain image, structures in turn (ClaSP)"
+        },
+        "entropy": {
+          "description": "The image with the most uncertain voxels"
+        },
+        "power_entropy": {
+          "description": "As entropy, with noise for variety"
+        },
+        "margin": {
+          "description": "The image whose voxels are nearest to a tie of two structures"
+        },
+        "bald": {
+          "description": "The image on which several answers of the model disagree most"
+        },
+        "power_bald": {
+          "description": "As bald, with noise for variety"
+        },
+        "stochastic_batch": {
+          "description": "From the most uncertain of several random groups of images"
+        },
+        "k_center": {
+          "description": "The image that is least like any labelled one"
+        },
+        "typicality": {
+          "description": "The most typical image of the largest group without a label"
+        },
+        "cold_start": {
+          "description": "A structure that is in no label yet where one is predicted, else the most typical image"
         }
       },
       "scoring": {
         "dice": {
           "description": "Dice per label of the accepted label against the proposal of the model"
+        },
+        "sum": {
+          "description": "Sum of the values of every label, and its slices that are not empty"
+        },
+        "epistemic": {
+          "description": "How sure the model is of every image, for the strategies that go by it"
         }
       },
       "train_stats": {

@@ -5,6 +5,7 @@ use crate::support::TestServer;
 #[tokio::test]
 async fn weights_out_and_in() {
     let server = TestServer::start().await;
+    let _worker = server.worker();
     let about = server.get("/model/info/pct-net-s").await.json();
     let live = server.registry.live("pct-net-s").await.unwrap().unwrap();
     let weights_sha256 = live.manifest().unwrap().weights_sha256;

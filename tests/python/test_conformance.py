@@ -89,11 +89,17 @@ TABLE = (
     Deliberate(
         "which model gave the proposal",
         "infer.*|label info of a proposal",
-        r"body(\[0\]\.body|\.params)?\.(model|model_version|model_sha256|windows|windows_skipped): more",
+        r"body(\[0\]\.body|\.params)?\.(model|model_version|model_sha256|windows|windows_skipped|window|computed_ahead): more",
     ),
     Deliberate("allowed by the format, and read by every reader", "infer.*", r"body(\[1\]\.body)?\.nrrd\.endian: more"),
     Deliberate("Slicer's cache is by file name and needs the checksum", "next sample, .*", r"body\.checksum: more"),
-    Deliberate("who was offered the image before, without this time", "next sample, first", r"body\.strategy\.first: missing"),
+    Deliberate(
+        "who was offered the image before, without this time",
+        "next sample, first.*",
+        r"body\.strategy(\.first)?: missing",
+    ),
+    Deliberate("more strategies and scores, the recommended strategy first", "info|scoring, every method", r"body\.(strategies\.\w+|scoring\.\w+|sum|epistemic): more|body\.strategies: other order"),
+    Deliberate("whom the image is leased to", "next sample, random", r"body\.lease: more"),
     Deliberate("a weight is a number with a fraction", "next sample, random", r"body\.weight: int -> float"),
     Deliberate("the viewer is not part of this server", "ohif.*", "status: 307 -> 404|content_type:  -> application/json|headers.location: missing"),
     Deliberate(

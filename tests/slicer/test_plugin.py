@@ -59,7 +59,8 @@ def test_connect(panel: Panel, tmp_path: pathlib.Path) -> None:
     panel.connect()
     assert panel.texts("appComboBox")[0].startswith("Fewlabel")
     assert panel.texts("segmentationModelSelector") == [MODEL]
-    assert panel.texts("strategyBox") == ["random", "first", "last"]
+    strategies = panel.texts("strategyBox")
+    assert strategies[:4] == ["auto", "random", "first", "last"] and "clasp" in strategies
     assert panel.texts("trainerBox") == [MODEL]
     assert panel.texts("labelComboBox") == list(LABELS)
     assert panel.ui.nextSampleButton.enabled

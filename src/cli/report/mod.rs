@@ -5,6 +5,7 @@ mod comparison;
 mod figure;
 mod page;
 mod picture;
+mod simulation;
 mod training;
 mod worst;
 
@@ -16,8 +17,11 @@ use super::Usage;
 use super::curve::Curve;
 use super::evaluate::{Evaluation, Files, Summary};
 use crate::imaging::whole_file;
+use crate::rounds::simulate::{self, RoundRecord, Settings};
 use figure::Figure;
 use page::Page;
+
+pub use simulation::with_interval;
 
 /// Writes the page of a training run; answers with the path of the PNG.
 ///
@@ -51,6 +55,21 @@ pub fn write_comparison(
         None => Vec::new(),
     };
     let (page, figure) = comparison::page(files, evaluation, summary, &pictures);
+    write(path, page, &figure)
+}
+
+/// Writes the page of a simulation; answers with the path of the PNG.
+///
+/// # Errors
+/// A path that is no HTML file or cannot be written.
+pub fn write_simulation(
+    path: &Path,
+    settings: &Settings,
+    structures: &[String],
+    records: &[RoundRecord],
+    summary: &simulate::Summary,
+) -> anyhow::Result<PathBuf> {
+    let (page, figure) = simulation::page(settings, structures, records, summary);
     write(path, page, &figure)
 }
 

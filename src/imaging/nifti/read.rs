@@ -91,6 +91,7 @@ pub(in crate::imaging) fn read(
         sample: header.sample,
         rescale,
         layers: Layers::ONE,
+        padding: None,
         segments: Vec::new(),
         warnings,
         bytes,

@@ -78,6 +78,7 @@ pub(in crate::imaging) fn read(
         sample,
         rescale: None,
         layers,
+        padding: None,
         segments,
         warnings,
         bytes,

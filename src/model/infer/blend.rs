@@ -3,6 +3,8 @@
 
 use rayon::prelude::*;
 
+use super::band::Band;
+
 /// Running weighted sums of logits for a band of slices, turned into labels as soon as no window reaches them.
 ///
 /// Memory is `classes * (window depth + 1) * height * width` floats, whatever the number of slices. Labels come out on a
@@ -10,17 +12,11 @@ use rayon::prelude::*;
 /// that works on coarse voxels still gives smooth outlines.
 pub struct Blend {
     classes: usize,
-    /// `[z, y, x]` of the network's grid.
-    grid: [usize; 3],
+    /// Sums of logits on the network's grid.
+    band: Band,
     output: [usize; 3],
     /// Output voxel size in network voxels, per axis.
     scale: [f64; 3],
-    /// First slice that the band holds.
-    first: usize,
-    /// `[slice][class][y][x]` sums, in slice order from `first`.
-    sums: std::collections::VecDeque<Vec<f32>>,
-    /// `[slice][y][x]` weights.
-    weights: std::collections::VecDeque<Vec<f32>>,
     labels: Vec<u16>,
     /// Output slices done.
     done: usize,
@@ -31,12 +27,9 @@ impl Blend {
     pub fn new(classes: usize, grid: [usize; 3], output: [usize; 3], scale: [f64; 3]) -> Self {
         Self {
             classes,
-            grid,
+            band: Band::new(classes, grid),
             output,
             scale,
-            first: 0,
-            sums: Default::default(),
-            weights: Default::default(),
             labels: vec![0; output.iter().product()],
             done: 0,
         }
@@ -44,7 +37,7 @@ impl Blend {
 
     /// Adds a window's logits `[classes, d, h, w]` at `start` (may reach over the grid's edge), weighted voxel by voxel.
     pub fn add(&mut self, start: [isize; 3], window: [usize; 3], logits: &[f32], weights: &[f32]) {
-        self.accumulate(start, window, logits, weights, true);
+        self.band.add(start, window, logits, weights);
     }
 
     /// Adds the change of a window's logits to what was added before, in a blend of which nothing was forgotten.
@@ -55,69 +48,12 @@ impl Blend {
         difference: &[f32],
         weights: &[f32],
     ) {
-        self.accumulate(start, window, difference, weights, false);
-    }
-
-    fn accumulate(
-        &mut self,
-        start: [isize; 3],
-        window: [usize; 3],
-        logits: &[f32],
-        weights: &[f32],
-        counts: bool,
-    ) {
-        let [_, height, width] = self.grid;
-        let plane = height * width;
-        let inside = |axis: usize| {
-            let from = (-start[axis]).max(0) as usize;
-            let to =
-                (self.grid[axis] as isize - start[axis]).clamp(0, window[axis] as isize) as usize;
-            from..to.max(from)
-        };
-        let (rows_z, rows_y, cols) = (inside(0), inside(1), inside(2));
-        let last = (start[0] + rows_z.end as isize) as usize;
-        while self.first + self.sums.len() < last {
-            self.sums.push_back(vec![0.0; self.classes * plane]);
-            self.weights.push_back(vec![0.0; plane]);
-        }
-        let (first, classes) = (self.first, self.classes);
-        let [_, window_h, window_w] = window;
-        let slices = self
-            .sums
-            .make_contiguous()
-            .par_iter_mut()
-            .zip(self.weights.make_contiguous());
-        slices.enumerate().for_each(|(i, (sums, totals))| {
-            let z = (first + i) as isize - start[0];
-            if z < rows_z.start as isize || z >= rows_z.end as isize {
-                return;
-            }
-            let z = z as usize;
-            for y in rows_y.clone() {
-                let row = (z * window_h + y) * window_w;
-                let weight = &weights[row + cols.start..row + cols.end];
-                let at = (start[1] + y as isize) as usize * width
-                    + (start[2] + cols.start as isize) as usize;
-                if counts {
-                    for (total, w) in totals[at..].iter_mut().zip(weight) {
-                        *total += w;
-                    }
-                }
-                for class in 0..classes {
-                    let row = ((class * window[0] + z) * window_h + y) * window_w;
-                    let logit = &logits[row + cols.start..row + cols.end];
-                    let sums = &mut sums[class * plane + at..];
-                    for ((sum, l), w) in sums.iter_mut().zip(logit).zip(weight) {
-                        *sum += l * w;
-                    }
-                }
-            }
-        });
+        self.band.change(start, window, difference, weights);
     }
 
     /// No later window reaches slices below `z`: turns what is complete into labels and forgets it.
     pub fn finish_below(&mut self, z: usize) {
-        let (grid_z, output_z) = (self.grid[0], self.output[0]);
+        let (grid_z, output_z) = (self.band.grid()[0], self.output[0]);
         while self.done < output_z {
             let (low, high, share) = between(self.done, self.scale[0], grid_z);
             if z < grid_z && high >= z {
@@ -130,16 +66,12 @@ impl Blend {
             true => between(self.done, self.scale[0], grid_z).0,
             false => grid_z,
         };
-        while self.first < needed.min(z) {
-            self.sums.pop_front();
-            self.weights.pop_front();
-            self.first += 1;
-        }
+        self.band.forget_below(needed.min(z));
     }
 
     /// The labels, `[z, y, x]` of the output grid; voxels that no window covered are background.
     pub fn into_labels(mut self) -> Vec<u16> {
-        self.finish_below(self.grid[0]);
+        self.finish_below(self.band.grid()[0]);
         self.labels
     }
 
@@ -147,7 +79,7 @@ impl Blend {
     /// was forgotten.
     pub fn relabel(&mut self, from: usize, to: usize) {
         for z in 0..self.output[0] {
-            let (low, high, share) = between(z, self.scale[0], self.grid[0]);
+            let (low, high, share) = between(z, self.scale[0], self.band.grid()[0]);
             if high >= from && low < to {
                 self.done = z;
                 self.label_slice(low, high, share);
@@ -166,7 +98,7 @@ impl Blend {
         let [_, out_h, out_w] = self.output;
         let mut found = vec![0.0; self.labels.len()];
         for (z, out) in found.chunks_exact_mut((out_h * out_w).max(1)).enumerate() {
-            let (low, high, share) = between(z, self.scale[0], self.grid[0]);
+            let (low, high, share) = between(z, self.scale[0], self.band.grid()[0]);
             let Some(rows) = self.rows(low, high, share) else {
                 continue;
             };
@@ -185,13 +117,7 @@ impl Blend {
 
     /// Bytes that it holds.
     pub fn bytes(&self) -> usize {
-        let floats = self
-            .sums
-            .iter()
-            .chain(&self.weights)
-            .map(Vec::len)
-            .sum::<usize>();
-        floats * size_of::<f32>() + self.labels.len() * size_of::<u16>()
+        self.band.bytes() + self.labels.len() * size_of::<u16>()
     }
 
     fn label_slice(&mut self, low: usize, high: usize, share: f32) {
@@ -223,13 +149,11 @@ impl Blend {
 
     /// The output slice between two slices of the network's grid; none when no window came near (only air).
     fn rows(&self, low: usize, high: usize, share: f32) -> Option<Rows<'_>> {
-        let slice = |z: usize| {
-            let i = z.checked_sub(self.first)?;
-            Some((&self.sums.get(i)?[..], &self.weights.get(i)?[..]))
-        };
+        let [_, height, width] = self.band.grid();
+        let slice = |z: usize| self.band.slice(z);
         Some(Rows {
             classes: self.classes,
-            size: [self.grid[1], self.grid[2]],
+            size: [height, width],
             out_w: self.output[2],
             scale: [self.scale[1], self.scale[2]],
             low: slice(low).or(slice(high))?,

@@ -21,27 +21,40 @@ impl<F: Forward> Mirrored<F> {
 
 impl<F: Forward> Forward for Mirrored<F> {
     fn logits(&self, patch: Vec<f32>) -> Vec<f32> {
-        let (voxels, width) = (self.patch.iter().product::<usize>(), self.patch[2]);
-        let mut flipped = patch.clone();
-        // Clicks of a structure are clicks of its partner in the mirror image.
-        let clicks = patch[voxels..].chunks_exact(voxels);
-        for (channel, partner) in clicks.zip(&self.mirror) {
-            flipped[(1 + usize::from(*partner)) * voxels..][..voxels].copy_from_slice(channel);
-        }
-        flipped.chunks_exact_mut(width).for_each(<[f32]>::reverse);
+        let other = mirrored_logits(&self.net, &patch, &self.mirror, self.patch);
         let mut logits = self.net.logits(patch);
-        let other = self.net.logits(flipped);
-        for (class, values) in logits.chunks_exact_mut(voxels).enumerate() {
-            let partner = usize::from(self.mirror[class]) * voxels;
-            let rows = other[partner..partner + voxels].chunks_exact(width);
-            for (row, mirrored) in values.chunks_exact_mut(width).zip(rows) {
-                for (value, other) in row.iter_mut().zip(mirrored.iter().rev()) {
-                    *value = 0.5 * (*value + other);
-                }
-            }
+        for (value, other) in logits.iter_mut().zip(other) {
+            *value = 0.5 * (*value + other);
         }
         logits
     }
+}
+
+/// What a network says of the mirror image of a window, mirrored back, with paired structures exchanged back:
+/// `[classes, d, h, w]`. `input` is `[channels, d, h, w]` of `size` `[d, h, w]`: the scan, then clicks by class if the network
+/// takes them.
+pub fn mirrored_logits(
+    net: &impl Forward,
+    input: &[f32],
+    mirror: &[u8],
+    size: [usize; 3],
+) -> Vec<f32> {
+    let (voxels, width) = (size.iter().product::<usize>(), size[2]);
+    let mut flipped = input.to_vec();
+    // Clicks of a structure are clicks of its partner in the mirror image.
+    for (channel, partner) in input[voxels..].chunks_exact(voxels).zip(mirror) {
+        flipped[(1 + usize::from(*partner)) * voxels..][..voxels].copy_from_slice(channel);
+    }
+    flipped.chunks_exact_mut(width).for_each(<[f32]>::reverse);
+    let found = net.logits(flipped);
+    let mut logits = Vec::with_capacity(found.len());
+    for partner in mirror {
+        let from = usize::from(*partner) * voxels;
+        for row in found[from..from + voxels].chunks_exact(width) {
+            logits.extend(row.iter().rev());
+        }
+    }
+    logits
 }
 
 impl Forward for Box<dyn Forward> {

@@ -234,6 +234,33 @@ mod tests {
     }
 
     #[test]
+    fn clicks_on_a_tilted_scan_lie_where_they_were_made() {
+        let options = PhantomOptions {
+            shape: Some([22, 40, 44]),
+            ..PhantomOptions::default()
+        };
+        let mut scan = torso(3, &options).scan;
+        let (shape, mut steps) = (scan.geometry.shape(), scan.geometry.steps_lps_mm());
+        // Slices that slide along the patient's y axis, as those of a tilted gantry do.
+        steps[0][1] += 0.3 * scan.geometry.spacing_mm()[0];
+        scan.geometry = crate::imaging::Geometry::new(shape, [0.0; 3], steps).unwrap();
+        assert!(scan.geometry.is_sheared());
+        let model = model();
+        let go_on = &mut |_: usize, _: usize| ControlFlow::Continue(());
+        let voxel = [shape[0] / 2, shape[1] / 2, shape[2] / 2];
+        let clicks = [Click { class: 2, voxel }];
+        let mut open = OpenScan::new(&Bright, &model, &scan, &[], go_on).unwrap();
+        open.update(&Bright, &model, &clicks, go_on).unwrap();
+        let labels = open.labels();
+        assert!(labels.geometry == scan.geometry);
+        let at = (voxel[0] * shape[1] + voxel[1]) * shape[2] + voxel[2];
+        assert_eq!(labels.voxels[at], 2);
+        assert!(open.probability(2).voxels[at] > 0.5);
+        let at_once = segment(&Bright, &model, &scan, &clicks, go_on).unwrap();
+        assert!(labels == at_once.labels);
+    }
+
+    #[test]
     fn clicks_that_cannot_be_are_refused() {
         let scan = torso(
             3,

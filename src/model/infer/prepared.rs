@@ -9,14 +9,16 @@ use crate::model::error::ModelError;
 use crate::model::manifest::{ModelDescription, Preprocessing};
 
 /// A window whose every voxel is below this holds only air; it is background without asking the network.
-const AIR_HU: f32 = -900.0;
+pub(super) const AIR_HU: f32 = -900.0;
 
 /// A scan in LPS order, on the grid and in the values of the network's input.
 pub(super) struct Prepared {
     /// The grid of the scan as it is stored.
     source: Geometry,
+    /// For a scan whose slices are tilted against each other, the grid that it is shown to the network on.
+    upright: Option<Geometry>,
     turn: Reorientation,
-    /// The grid of the scan in LPS order.
+    /// The grid of the (upright) scan in LPS order.
     output: Geometry,
     scan: Volume<f32>,
     /// The value of air.
@@ -25,13 +27,22 @@ pub(super) struct Prepared {
 }
 
 impl Prepared {
-    /// Turns, resamples, and maps the HU window to [-1, 1].
+    /// Turns, resamples, and maps the HU window to [-1, 1]. A tilted scan is set upright first, as the patient is.
+    ///
+    /// # Errors
+    /// A grid that cannot be resampled.
     pub fn new(scan: &Volume<f32>, model: &ModelDescription) -> Result<Self, ModelError> {
+        let source = scan.geometry;
+        let upright = resample::upright(&source).map_err(ImagingError::from)?;
+        let straight =
+            upright.map(|grid| resample::linear(scan, &grid, model.preprocessing.hu_window[0]));
+        let scan = straight.as_ref().unwrap_or(scan);
         let turn = orientation::to_lps(&scan.geometry);
         let turned = turn.apply(scan);
         let output = turned.geometry;
         Ok(Self {
-            source: scan.geometry,
+            source,
+            upright,
             turn,
             output,
             scan: prepare(turned, &model.preprocessing)?,
@@ -111,20 +122,23 @@ impl Prepared {
     }
 
     /// Values on the LPS grid as a volume on the grid of the scan.
-    pub fn back<T: Copy + Send + Sync>(&self, voxels: Vec<T>) -> Volume<T> {
+    pub fn back<T: Copy + Default + Send + Sync>(&self, voxels: Vec<T>) -> Volume<T> {
         let turned = Volume {
             geometry: self.output,
             voxels,
         };
-        if self.turn.is_identity() {
-            return Volume {
-                geometry: self.source,
-                ..turned
-            };
-        }
-        Volume {
-            geometry: self.source,
-            voxels: self.turn.undo(&turned).voxels,
+        let grid = self.upright.unwrap_or(self.source);
+        let voxels = match self.turn.is_identity() {
+            true => turned.voxels,
+            false => self.turn.undo(&turned).voxels,
+        };
+        let straight = Volume {
+            geometry: grid,
+            voxels,
+        };
+        match self.upright {
+            Some(_) => resample::nearest(&straight, &self.source, T::default()),
+            None => straight,
         }
     }
 
@@ -158,12 +172,17 @@ pub(in crate::model) fn prepare(
     Ok(scan)
 }
 
-fn normalise(hu: f32, [low, high]: [f32; 2]) -> f32 {
+pub(super) fn normalise(hu: f32, [low, high]: [f32; 2]) -> f32 {
     (hu.clamp(low, high) - low) / (high - low) * 2.0 - 1.0
 }
 
 /// The voxels of a window, -1 outside the scan; `None` when nothing in it is above `air`.
-fn cut(scan: &Volume<f32>, start: [isize; 3], size: [usize; 3], air: f32) -> Option<Vec<f32>> {
+pub(super) fn cut(
+    scan: &Volume<f32>,
+    start: [isize; 3],
+    size: [usize; 3],
+    air: f32,
+) -> Option<Vec<f32>> {
     let [d, h, w] = size;
     let shape = scan.geometry.shape();
     let mut patch = vec![-1f32; d * h * w];

@@ -11,7 +11,7 @@ use super::mirrored::Mirrored;
 use super::open::OpenScan;
 use super::prepared::Prepared;
 use super::windows;
-use crate::imaging::{Geometry, Volume};
+use crate::imaging::{Geometry, ImagingError, Volume};
 use crate::model::clicks::Click;
 use crate::model::engine::{DeviceChoice, Engine, on_engine};
 use crate::model::error::ModelError;
@@ -20,6 +20,7 @@ use crate::model::manifest::{Manifest, ModelDescription};
 use crate::model::pct_net::{Mode, PctNet, Plan, precision_on_cpu};
 use crate::model::precision::{Precision, PrecisionChoice};
 use crate::model::weights::{import, to_f32};
+use crate::rng::Rng;
 
 /// A model ready to segment.
 pub struct Segmenter {
@@ -118,7 +119,38 @@ impl Segmenter {
         device: DeviceChoice,
         precision: PrecisionChoice,
     ) -> Result<Self, ModelError> {
-        let manifest = Manifest::read(dir)?;
+        Self::load_with(Manifest::read(dir)?, dir, device, precision)
+    }
+
+    /// As [`Segmenter::load`], with a window of half the sides where the network takes that, which needs an eighth of the
+    /// memory for it; none when it cannot be smaller.
+    ///
+    /// # Errors
+    /// As [`Segmenter::load`].
+    pub fn load_smaller(
+        dir: &Path,
+        device: DeviceChoice,
+        precision: PrecisionChoice,
+    ) -> Result<Option<Self>, ModelError> {
+        let mut manifest = Manifest::read(dir)?;
+        let (whole, stride) = (manifest.model.patch, manifest.model.network.stride());
+        let half = [0, 1, 2].map(|axis| {
+            let half = whole[axis] / 2 / stride[axis] * stride[axis];
+            half.max(stride[axis])
+        });
+        if half == whole {
+            return Ok(None);
+        }
+        manifest.model.patch = half;
+        Self::load_with(manifest, dir, device, precision).map(Some)
+    }
+
+    fn load_with(
+        manifest: Manifest,
+        dir: &Path,
+        device: DeviceChoice,
+        precision: PrecisionChoice,
+    ) -> Result<Self, ModelError> {
         let state = manifest.read_weights(dir)?;
         let engine = Engine::open(device)?;
         let net: Box<dyn Forward> = on_engine!(engine, |B, device| {
@@ -169,6 +201,26 @@ impl Segmenter {
     /// The device it is on.
     pub fn device(&self) -> &str {
         &self.device
+    }
+
+    /// Segments one window of noise: whether the network answers at all, and answers fast the next time.
+    ///
+    /// # Errors
+    /// As [`Segmenter::segment`].
+    pub fn warm_up(&self) -> Result<(), ModelError> {
+        let model = &self.manifest.model;
+        let spacing_mm = model.preprocessing.spacing_mm.unwrap_or([1.0; 3]);
+        let [z, y, x] = spacing_mm;
+        let steps = [[0.0, 0.0, z], [0.0, y, 0.0], [x, 0.0, 0.0]];
+        let grid = Geometry::new(model.patch, [0.0; 3], steps).map_err(ImagingError::from)?;
+        let mut rng = Rng::new(0).named("warm-up");
+        let noise = (0..grid.voxel_count()).map(|_| rng.range(-100.0, 200.0) as f32);
+        let scan = Volume {
+            voxels: noise.collect(),
+            geometry: grid,
+        };
+        self.segment(&scan, &[], &mut |_, _| ControlFlow::Continue(()))?;
+        Ok(())
     }
 
     /// Segments a scan in HU. `on_window` hears of each window (done, all) and may stop the work.

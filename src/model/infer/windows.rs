@@ -13,6 +13,18 @@ pub fn starts(size: usize, window: usize) -> Vec<isize> {
         .collect()
 }
 
+/// Window starts along one axis of `size` voxels for windows of `window` that cover it with as few of them as possible,
+/// evenly spread. An axis shorter than the window has one start, centred: it may be negative.
+pub fn tiles(size: usize, window: usize) -> Vec<isize> {
+    let gaps = size.div_ceil(window) - 1;
+    if gaps == 0 {
+        return starts(size, window);
+    }
+    (0..=gaps)
+        .map(|i| ((size - window) * i / gaps) as isize)
+        .collect()
+}
+
 /// Gaussian weight of each voxel of a window, centred, sigma an eighth of each side, largest 1 and never below 1e-3 so
 /// that every covered voxel has a weight. `[depth, height, width]`.
 pub fn gaussian(window: [usize; 3]) -> Vec<f32> {
@@ -53,6 +65,10 @@ mod tests {
             prop_assert!(starts.windows(2).all(|s| s[0] < s[1] && s[1] - s[0] <= half as isize));
             prop_assert!(starts[0] <= 0);
             prop_assert!(starts[starts.len() - 1] + window as isize >= size as isize);
+            let tiles = tiles(size, window);
+            prop_assert!(tiles.windows(2).all(|s| s[0] < s[1] && s[1] - s[0] <= window as isize));
+            prop_assert!(tiles[0] <= 0 && tiles.len() == size.div_ceil(window));
+            prop_assert!(tiles[tiles.len() - 1] + window as isize >= size as isize);
         }
     }
 

@@ -64,7 +64,7 @@ impl<B: Kernels> ConvBlock<B> {
             .first_norm
             .forward_conv(x, &self.first_act, &self.first_conv, mode);
         match mode {
-            Mode::Train(_) if self.dropout > 0.0 => {
+            Mode::Train(_) | Mode::Sample(_) if self.dropout > 0.0 => {
                 let x = self.second_norm.forward(x, &self.second_act, mode);
                 self.second_conv.forward(dropout(x, self.dropout, mode))
             }

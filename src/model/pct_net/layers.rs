@@ -19,6 +19,19 @@ pub enum Mode<'a> {
     Eval,
     /// The batch's statistics, dropout drawn from the stream.
     Train(&'a DropoutStream),
+    /// Running statistics, dropout drawn from the stream: one draw of a network (Monte Carlo dropout, Gal and Ghahramani,
+    /// ICML 2016).
+    Sample(&'a DropoutStream),
+}
+
+impl<'a> Mode<'a> {
+    /// Where dropout masks come from; none when nothing is dropped.
+    fn masks(self) -> Option<&'a DropoutStream> {
+        match self {
+            Self::Eval => None,
+            Self::Train(stream) | Self::Sample(stream) => Some(stream),
+        }
+    }
 }
 
 /// Seeds of the dropout masks of one training step: the same seed gives the same masks.
@@ -54,7 +67,7 @@ impl DropoutStream {
 
 /// Sets each value to zero with probability `p` in training and scales the others by `1 / (1 - p)`.
 pub fn dropout<B: Backend, const D: usize>(x: Tensor<B, D>, p: f64, mode: Mode) -> Tensor<B, D> {
-    let Mode::Train(stream) = mode else { return x };
+    let Some(stream) = mode.masks() else { return x };
     if p == 0.0 || !stream.enabled {
         return x;
     }
@@ -66,7 +79,7 @@ pub fn dropout<B: Backend, const D: usize>(x: Tensor<B, D>, p: f64, mode: Mode) 
 
 /// Drops a whole sample of a residual branch with probability `p` in training. `x` is `[batch, tokens, channels]`.
 pub fn drop_path<B: Backend>(x: Tensor<B, 3>, p: f64, mode: Mode) -> Tensor<B, 3> {
-    let Mode::Train(stream) = mode else { return x };
+    let Some(stream) = mode.masks() else { return x };
     if p == 0.0 || !stream.enabled {
         return x;
     }
@@ -177,7 +190,7 @@ impl<B: Kernels> BatchNorm<B> {
     /// Normalisation and PReLU.
     pub fn forward(&self, x: Tensor<B, 5>, act: &PRelu<B>, mode: Mode) -> Tensor<B, 5> {
         match mode {
-            Mode::Eval => {
+            Mode::Eval | Mode::Sample(_) => {
                 let affine = self.affine();
                 wrap(B::scale_prelu(
                     raw(x),
@@ -221,7 +234,7 @@ impl<B: Kernels> BatchNorm<B> {
         mode: Mode,
     ) -> Tensor<B, 5> {
         match mode {
-            Mode::Eval => {
+            Mode::Eval | Mode::Sample(_) => {
                 let affine = self.affine();
                 wrap(B::scale_prelu_conv3d(
                     raw(x),

@@ -148,6 +148,12 @@ impl<B: Kernels> PctNet<B> {
             .cast(DType::F32)
     }
 
+    /// The decoded features of the level with an eighth of the width, `[batch, channels, d, h, w]` with
+    /// `feature_chns[3]` channels: coarse enough to tell what kind of body a patch shows.
+    pub fn coarse_features(&self, x: Tensor<B, 5>) -> Tensor<B, 5> {
+        self.coarse(&mut OnTensors(Mode::Eval), x).3
+    }
+
     /// Logits of the finest scale only, `[batch, class_num, depth, height, width]`.
     pub fn forward_finest(&self, x: Tensor<B, 5>, mode: Mode) -> Tensor<B, 5> {
         self.walk_finest(&mut OnTensors(mode), x)
@@ -163,6 +169,15 @@ impl<B: Kernels> PctNet<B> {
     /// The two fine encoder maps and the two decoded coarse maps (level 3, level 2).
     #[allow(clippy::type_complexity)] // four feature maps of one pass
     fn features<W: Walk<B>>(&self, walk: &mut W, x: W::Map) -> (W::Map, W::Map, W::Map, W::Map) {
+        let (x0, x1, x2, d3) = self.coarse(walk, x);
+        let d2 = walk.up(x2, d3.clone(), &self.pyramid.up3);
+        let d2 = walk.stage(d2, &self.pyramid.convtrans_d2);
+        (x0, x1, d3, d2)
+    }
+
+    /// The encoder maps of the levels 0, 1 and 2, and the decoded map of level 3.
+    #[allow(clippy::type_complexity)] // four feature maps of one pass
+    fn coarse<W: Walk<B>>(&self, walk: &mut W, x: W::Map) -> (W::Map, W::Map, W::Map, W::Map) {
         let embedding = &self.embedding;
         let x0 = walk.conv(x, &embedding.proj);
         let x0 = walk.block(x0, &embedding.conv0);
@@ -177,10 +192,7 @@ impl<B: Kernels> PctNet<B> {
         let x4 = walk.down(x3.clone(), &pyramid.down4);
         let x4 = walk.stage(x4, &pyramid.convtrans_e4);
         let d3 = walk.up(x3, x4, &pyramid.up4);
-        let d3 = walk.stage(d3, &pyramid.convtrans_d3);
-        let d2 = walk.up(x2, d3.clone(), &pyramid.up3);
-        let d2 = walk.stage(d2, &pyramid.convtrans_d2);
-        (x0, x1, d3, d2)
+        (x0, x1, x2, walk.stage(d3, &pyramid.convtrans_d3))
     }
 
     fn up_to_1<W: Walk<B>>(&self, walk: &mut W, x1: W::Map, d2: W::Map) -> W::Map {

@@ -182,7 +182,9 @@ impl PretrainRequest {
             return Err(ModelError::bad(&self.out, reason));
         }
         if self.scans.is_empty() {
-            return refuse("there is no scan to learn from; looked for .nii.gz, .nii and .nrrd");
+            return refuse(
+                "there is no scan to learn from; looked for .nii.gz, .nii, .nrrd and DICOM series",
+            );
         }
         if options.batch == 0 || options.accumulate == 0 || options.steps == 0 || patch == 0 {
             return refuse(

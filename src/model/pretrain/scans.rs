@@ -6,14 +6,14 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 
 use super::body;
-use crate::imaging::{Budget, Volume, orientation, read_scan};
+use crate::imaging::{Budget, ImagingError, Volume, dicom, orientation, read_scan, resample};
 use crate::model::error::ModelError;
 use crate::model::infer::prepare;
 use crate::model::manifest::Preprocessing;
 use crate::rng::Rng;
 
 /// Suffixes of files that are read.
-const SUFFIXES: [&str; 3] = [".nii.gz", ".nii", ".nrrd"];
+const SUFFIXES: [&str; 4] = [".nii.gz", ".nii", ".nrrd", ".zip"];
 /// Folders of the data folder that hold images and say nothing about patients.
 const IMAGE_FOLDERS: [&str; 2] = ["imagesTr", "imagesTs"];
 /// Folders that hold label maps.
@@ -41,8 +41,8 @@ pub struct ScanNote {
     pub reason: String,
 }
 
-/// All scans below a folder, sorted by name: `.nii.gz`, `.nii` and `.nrrd`, also in subfolders; not hidden ones, not
-/// `labels`, `labelsTr` and `labelsTs`, not `.seg.nrrd`.
+/// All scans below a folder, sorted by name: `.nii.gz`, `.nii`, `.nrrd` and `.zip`, also in subfolders, and subfolders with
+/// the files of a DICOM series; not hidden ones, not `labels`, `labelsTr` and `labelsTs`, not `.seg.nrrd`.
 ///
 /// The patient of a file is its path below the data folder (`imagesTr` and `imagesTs` not counted), cut after
 /// `patient_level` folders: with 1, all files below one subfolder are one patient. A file that lies less deep is a
@@ -60,12 +60,14 @@ pub fn find_scans(dir: &Path, patient_level: usize) -> Result<Vec<ScanFile>, Mod
         if !seen.insert(real) {
             continue;
         }
+        let mut is_series = false;
         for entry in std::fs::read_dir(&folder).map_err(ModelError::io(&folder))? {
             let path = entry.map_err(ModelError::io(&folder))?.path();
             let Some(name) = path.file_name().and_then(|name| name.to_str()) else {
                 continue;
             };
-            if name.starts_with('.') {
+            // Of a folder with slices one look is enough.
+            if name.starts_with('.') || is_series && !path.is_dir() {
                 continue;
             }
             let mut parts = parts.clone();
@@ -81,7 +83,16 @@ pub fn find_scans(dir: &Path, patient_level: usize) -> Result<Vec<ScanFile>, Mod
                     patient,
                     path,
                 });
+            } else if dicom::is_file(&path) {
+                is_series = true;
             }
+        }
+        if let (true, Some(last)) = (is_series, parts.last()) {
+            found.push(ScanFile {
+                name: parts.join("/"),
+                patient: patient(&parts, last, patient_level),
+                path: folder,
+            });
         }
     }
     found.sort_by(|a, b| a.name.cmp(&b.name));
@@ -149,7 +160,13 @@ impl Reading {
     /// A scan in LPS order on the model's spacing, its HU window mapped to [-1, 1], and what was assumed or repaired.
     pub fn read(&self, path: &Path) -> Result<(Volume<f32>, Vec<String>), ModelError> {
         let scan = read_scan(path, &Budget::default())?;
-        let mut volume = orientation::to_lps(&scan.volume.geometry).apply(&scan.volume);
+        let air = self.preprocessing.hu_window[0];
+        let upright = resample::upright(&scan.volume.geometry).map_err(ImagingError::from)?;
+        let volume = match upright {
+            None => scan.volume,
+            Some(grid) => resample::linear(&scan.volume, &grid, air),
+        };
+        let mut volume = orientation::to_lps(&volume.geometry).apply(&volume);
         if self.body_crop {
             volume = body::crop(volume)?;
         }

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use crate::imaging::{Budget, Volume, read_label, read_scan};
 
 /// A labelled scan on disk.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, serde::Serialize, serde::Deserialize)]
 pub struct TrainCase {
     /// Name for messages.
     pub name: String,

@@ -36,10 +36,15 @@ pub struct TrainRequest {
 /// Saving a run while it goes.
 #[derive(Debug, Clone)]
 pub struct CheckpointPlan {
-    /// The file; removed when the run has ended.
+    /// The file; removed when the run has ended, unless `keep`.
     pub path: PathBuf,
     /// Steps between two savings.
     pub every: usize,
+    /// The share of the time that savings may take; those that would take more are left out. None: any.
+    pub share: Option<f64>,
+    /// The file stays: the caller removes it. A run that is told to stop is saved then, instead of being finished with the
+    /// best weights so far, and ends with [`ModelError::Stopped`].
+    pub keep: bool,
     /// Go on from the file, if it is there.
     pub resume: bool,
 }
@@ -163,7 +168,7 @@ pub enum TrainEvent<'a> {
         /// Whether these are the best weights so far.
         best: bool,
     },
-    /// A window of a validation case is done, or a patch is waited for: a good moment for other work.
+    /// A case is prepared, a window of a validation case is done, or a patch is waited for: a good moment for other work.
     Between,
 }
 
@@ -219,8 +224,11 @@ impl TrainRequest {
             &model.preprocessing,
             self.options.seed,
             &mut |note| {
-                let flow = on(TrainEvent::Case(&note));
-                notes.push(note);
+                let flow = match &note {
+                    Some(note) => on(TrainEvent::Case(note)),
+                    None => on(TrainEvent::Between),
+                };
+                notes.extend(note);
                 match flow {
                     ControlFlow::Continue(()) => Ok(()),
                     ControlFlow::Break(()) => Err(ModelError::Stopped),

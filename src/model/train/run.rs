@@ -1,7 +1,7 @@
 //! The training run.
 
 use std::ops::ControlFlow;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use burn::backend::Autodiff;
 use burn::module::AutodiffModule;
@@ -83,6 +83,8 @@ struct Trainer<'a, B: Kernels> {
     engine: Engine,
     device: B::Device,
     notes: Vec<CaseNote>,
+    /// When the run was saved last, and how long that took.
+    saved_last: Option<(Instant, Duration)>,
 }
 
 /// A state to return to.
@@ -128,6 +130,7 @@ impl<'a, B: Kernels> Trainer<'a, B> {
             engine,
             device,
             notes: Vec::new(),
+            saved_last: None,
         })
     }
 
@@ -214,6 +217,16 @@ impl<'a, B: Kernels> Trainer<'a, B> {
                 self.save(made)?;
             }
         }
+        let keep = |plan: &CheckpointPlan| plan.keep;
+        let keep = self.request.checkpoint.as_ref().is_some_and(keep);
+        if keep && ended == Some(EndedEarly::Stopped) {
+            // The validation that is due at this step was not made, and would be missing in the saved run.
+            let validated = options.validate_every == 0 || made % options.validate_every != 0;
+            if made > before && validated {
+                self.save_now(made)?;
+            }
+            return Err(ModelError::Stopped);
+        }
         let stats = pipeline.stats();
         let waiting = stats.waited_s / started.elapsed().as_secs_f64();
         drop(pipeline);
@@ -221,6 +234,9 @@ impl<'a, B: Kernels> Trainer<'a, B> {
             ended = self
                 .validate(made, &validation, on)?
                 .filter(|why| *why == EndedEarly::Stopped);
+        }
+        if keep && ended == Some(EndedEarly::Stopped) {
+            return Err(ModelError::Stopped);
         }
         self.finish(made, recent.mean(), ended, stats, waiting)
     }
@@ -364,11 +380,28 @@ impl<'a, B: Kernels> Trainer<'a, B> {
     }
 
     /// Saves the run when it is time to.
-    fn save(&self, step: usize) -> Result<(), ModelError> {
-        let due = |plan: &&CheckpointPlan| plan.every > 0 && step.is_multiple_of(plan.every);
-        let Some(plan) = self.request.checkpoint.as_ref().filter(due) else {
+    fn save(&mut self, step: usize) -> Result<(), ModelError> {
+        let Some(plan) = &self.request.checkpoint else {
             return Ok(());
         };
+        if plan.every == 0 || !step.is_multiple_of(plan.every) {
+            return Ok(());
+        }
+        let costly = |share: f64| {
+            let last = self.saved_last.as_ref();
+            last.is_some_and(|(at, took)| *took > at.elapsed().mul_f64(share))
+        };
+        if plan.share.is_some_and(costly) {
+            return Ok(());
+        }
+        self.save_now(step)
+    }
+
+    fn save_now(&mut self, step: usize) -> Result<(), ModelError> {
+        let Some(plan) = &self.request.checkpoint else {
+            return Ok(());
+        };
+        let started = Instant::now();
         let mut checkpoint = Checkpoint {
             step,
             run: self.identity()?,
@@ -379,7 +412,9 @@ impl<'a, B: Kernels> Trainer<'a, B> {
         if let Some(folder) = plan.path.parent() {
             std::fs::create_dir_all(folder).map_err(ModelError::io(folder))?;
         }
-        checkpoint.save(&plan.path)
+        checkpoint.save(&plan.path)?;
+        self.saved_last = Some((Instant::now(), started.elapsed()));
+        Ok(())
     }
 
     /// The validation cases that can be used; the others are named.
@@ -496,6 +531,7 @@ impl<'a, B: Kernels> Trainer<'a, B> {
         model.lineage.validation_dice = mean_dice;
         let manifest = write_model(&self.request.out, &model, &best.state)?;
         if let Some(plan) = &self.request.checkpoint
+            && !plan.keep
             && plan.path.exists()
         {
             std::fs::remove_file(&plan.path).map_err(ModelError::io(&plan.path))?;

@@ -59,7 +59,7 @@ pub struct CaseStore {
 
 impl CaseStore {
     /// Prepares cases one after the other into `folder`, which is made, or emptied of an earlier run's files. Cases that
-    /// cannot be used are left out; `note` hears of them.
+    /// cannot be used are left out; `note` hears of each case, and what there is to say about it.
     ///
     /// # Errors
     /// A disk that does not take the files; no case left.
@@ -69,7 +69,7 @@ impl CaseStore {
         classes: usize,
         preprocessing: &Preprocessing,
         seed: u64,
-        note: &mut dyn FnMut(CaseNote) -> Result<(), ModelError>,
+        note: &mut dyn FnMut(Option<CaseNote>) -> Result<(), ModelError>,
     ) -> Result<Self, ModelError> {
         std::fs::create_dir_all(&folder).map_err(ModelError::io(&folder))?;
         let mut store = Self {
@@ -91,9 +91,7 @@ impl CaseStore {
                     remark
                 }
             };
-            if let Some(remark) = remark {
-                note(remark)?;
-            }
+            note(remark)?;
         }
         if store.cases.is_empty() {
             return Err(ModelError::Data(match first {
@@ -258,10 +256,15 @@ fn write(
     preprocessing: &Preprocessing,
     seed: u64,
 ) -> Result<StoredCase, ModelError> {
-    let turn = orientation::to_lps(&case.scan.geometry);
-    let mut scan = turn.apply(&case.scan);
-    let mut labels = turn.apply(&case.labels);
     let [low, high] = preprocessing.hu_window;
+    let (mut scan, mut labels) = (case.scan, case.labels);
+    if let Some(grid) = resample::upright(&scan.geometry).map_err(ImagingError::from)? {
+        scan = resample::linear(&scan, &grid, low);
+        labels = resample::nearest(&labels, &grid, 0);
+    }
+    let turn = orientation::to_lps(&scan.geometry);
+    scan = turn.apply(&scan);
+    labels = turn.apply(&labels);
     if let Some(spacing_mm) = preprocessing.spacing_mm {
         let grid =
             resample::grid_with_spacing(&scan.geometry, spacing_mm).map_err(ImagingError::from)?;

@@ -1,10 +1,11 @@
 //! The first image by id.
 
-use super::{Candidate, Map, Pick, Rng};
+use super::pool::Pick;
+use super::{Map, Pool, Rng};
 
-pub(super) fn pick(candidates: &[Candidate<'_>], _: &mut Rng) -> Pick {
-    let index = (0..candidates.len())
-        .min_by_key(|index| candidates[*index].id)
+pub(super) fn pick(pool: &Pool, _: &mut Rng) -> Pick {
+    let index = (0..pool.candidates.len())
+        .min_by_key(|index| pool.candidates[*index].id)
         .unwrap_or_default();
     (index, Map::new())
 }

@@ -1,37 +1,51 @@
-//! Which image an annotator gets next, among the images without an accepted label that are not held
-//! out for testing.
+//! Which image to annotate next. Each strategy is one file with its formula and where it is from.
 //!
-//! Every serving is recorded: in the image's info, as clients know it, and as a row, so that the
-//! next choice of the same strategy prefers what it served longest ago.
+//! | file | what it is about |
+//! |---|---|
+//! | `pool` | what there is to choose from |
+//! | `random`, `first`, `last`, `foreground` | without asking how sure the model is |
+//! | `entropy`, `margin`, `bald`, `power`, `stochastic`, `clasp` | by how sure the model is |
+//! | `features`, `k_center`, `typicality` | by what the images look like to the network |
+//! | `cold_start`, `auto` | what to use when |
+//! | `table` | all of them, and how a batch is chosen |
+//! | `serve`, `record` | for a client of the server, and who got what |
+//!
+//! A strategy whose scores are not there yet draws at random and says so: nobody waits for the model.
 
+mod auto;
+pub mod bald;
+pub mod clasp;
+mod cold_start;
+pub mod entropy;
+mod features;
 mod first;
+mod foreground;
+mod k_center;
 mod last;
+pub mod margin;
+mod pool;
+mod power;
 mod random;
 mod record;
+mod serve;
+mod stochastic;
+mod table;
+mod typicality;
 
-use std::collections::{HashMap, HashSet};
-
-use crate::project::{ImageId, ImageRow, Map, Project, ProjectError, Tag};
+use crate::project::{Map, ProjectError};
 use crate::rng::Rng;
 use crate::store::StoreError;
 
-/// The strategies there are.
-pub const NAMES: [&str; 3] = ["random", "first", "last"];
-
-/// What a strategy chose.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Choice {
-    /// The image as it was before this serving.
-    pub image: ImageRow,
-    /// What the strategy tells about its choice, for the answer.
-    pub extras: Map,
-}
+pub use pool::{Candidate, Labelled, Pool};
+pub use serve::{Choice, next, upcoming};
+pub(in crate::rounds) use serve::{labelled_images, where_to_look};
+pub use table::{ALL, Strategy, choose, find};
 
 /// Why there is no choice.
 #[derive(Debug, thiserror::Error)]
 pub enum StrategyError {
     /// No such strategy.
-    #[error("there is no strategy {name:?}; use one of: {}", NAMES.join(", "))]
+    #[error("there is no strategy {name:?}; use one of: {}", names())]
     Unknown {
         /// What was asked for.
         name: String,
@@ -47,74 +61,9 @@ impl From<StoreError> for StrategyError {
     }
 }
 
-/// One image that may be served.
-struct Candidate<'a> {
-    id: &'a ImageId,
-    /// Since this strategy last served it; none when it never did.
-    served_s_ago: Option<i64>,
-}
-
-/// Index of the chosen candidate, and what to tell about it. There is at least one candidate.
-type Pick = (usize, Map);
-
-/// The next image for a client; none when every image but the test images has an accepted label.
-///
-/// # Errors
-/// [`StrategyError::Unknown`] for a name that is not in [`NAMES`].
-pub async fn next(
-    project: &Project,
-    name: &str,
-    client: &str,
-) -> Result<Option<Choice>, StrategyError> {
-    let pick: fn(&[Candidate<'_>], &mut Rng) -> Pick = match name {
-        "random" => random::pick,
-        "first" => first::pick,
-        "last" => last::pick,
-        _ => {
-            return Err(StrategyError::Unknown {
-                name: name.to_owned(),
-            });
-        }
-    };
-    let accepted = Tag::accepted();
-    let labels = project.all_labels().await?;
-    let done: HashSet<&ImageId> = labels
-        .iter()
-        .filter(|label| label.tag == accepted)
-        .map(|label| &label.image)
-        .collect();
-    let held_out = project.test_images().await?;
-    let mut open: Vec<ImageRow> = project
-        .images()
-        .await?
-        .into_iter()
-        .filter(|image| !done.contains(&image.id) && !held_out.contains(image.id.as_str()))
-        .collect();
-    if open.is_empty() {
-        return Ok(None);
-    }
-
-    let database = &project.store().database;
-    let servings: HashMap<String, i64> = database.last_servings(name).await?.into_iter().collect();
-    let now_ms = project.clock().now_ms();
-    let served_s_ago = |id: &ImageId| {
-        servings
-            .get(id.as_str())
-            .map(|at_ms| (now_ms - at_ms).div_euclid(1000))
-    };
-    let candidates: Vec<Candidate<'_>> = open
-        .iter()
-        .map(|image| Candidate {
-            id: &image.id,
-            served_s_ago: served_s_ago(&image.id),
-        })
-        .collect();
-    let draw = u64::try_from(database.serving_count().await?).unwrap_or_default();
-    let mut rng = Rng::new(project.seed()).named("strategy").stream(draw);
-    let (index, extras) = pick(&candidates, &mut rng);
-    let image = open.swap_remove(index.min(open.len() - 1));
-    record::serving(project, name, client, &image).await?;
-    Ok(Some(Choice { image, extras }))
+fn names() -> String {
+    let names: Vec<&str> = ALL.iter().map(|strategy| strategy.name).collect();
+    names.join(", ")
 }
 
 #[cfg(test)]

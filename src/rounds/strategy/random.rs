@@ -3,9 +3,11 @@
 
 use serde_json::json;
 
-use super::{Candidate, Map, Pick, Rng};
+use super::pool::{Candidate, Pick};
+use super::{Map, Pool, Rng};
 
-pub(super) fn pick(candidates: &[Candidate<'_>], rng: &mut Rng) -> Pick {
+pub(super) fn pick(pool: &Pool, rng: &mut Rng) -> Pick {
+    let candidates = &pool.candidates;
     let fresh = candidates
         .iter()
         .any(|candidate| candidate.served_s_ago.is_none());
@@ -15,23 +17,25 @@ pub(super) fn pick(candidates: &[Candidate<'_>], rng: &mut Rng) -> Pick {
         Some(_) if fresh => 0.0,
         Some(seconds) => seconds.max(1) as f64,
     };
-    let total: f64 = candidates.iter().map(weight).sum();
-    let mut left = rng.uniform() * total;
-    let mut chosen = 0;
-    for (index, candidate) in candidates
-        .iter()
-        .enumerate()
-        .filter(|(_, candidate)| weight(candidate) > 0.0)
-    {
-        chosen = index;
-        left -= weight(candidate);
-        if left < 0.0 {
-            break;
-        }
-    }
-    let share = candidates.get(chosen).map_or(0.0, weight) / total;
+    let weights: Vec<f64> = candidates.iter().map(weight).collect();
+    let chosen = weighted(&weights, rng);
+    let share = weights.get(chosen).unwrap_or(&0.0) / weights.iter().sum::<f64>();
     (
         chosen,
         Map::from_iter([("weight".to_owned(), json!(share))]),
     )
+}
+
+/// A position drawn with these weights, which are not negative; the last one with any weight when rounding leaves some.
+pub(super) fn weighted(weights: &[f64], rng: &mut Rng) -> usize {
+    let mut left = rng.uniform() * weights.iter().sum::<f64>();
+    let mut chosen = 0;
+    for (index, weight) in weights.iter().enumerate().filter(|(_, w)| **w > 0.0) {
+        chosen = index;
+        left -= weight;
+        if left < 0.0 {
+            break;
+        }
+    }
+    chosen
 }

@@ -170,6 +170,13 @@ impl Database {
             .await?)
     }
 
+    /// The strategy that served last.
+    pub async fn last_strategy(&self) -> Result<Option<String>, StoreError> {
+        Ok(sqlx::query_scalar(sql!("serving_strategy"))
+            .fetch_optional(self.readers())
+            .await?)
+    }
+
     /// How many servings there were in all.
     pub async fn serving_count(&self) -> Result<i64, StoreError> {
         Ok(sqlx::query_scalar(sql!("serving_count"))

@@ -88,7 +88,26 @@ pub struct NewLabel {
     pub geometry_sha256: String,
 }
 
+/// Who submitted a revision, and how.
+#[derive(Debug, Clone, sqlx::FromRow)]
+pub struct SubmitRecord {
+    /// Who.
+    pub author: String,
+    /// Client, tool, time and distance from the proposal (JSON).
+    pub provenance: String,
+    /// When.
+    pub created_ms: i64,
+}
+
 impl Database {
+    /// Every revision of a tag, tombstones left out, oldest first.
+    pub async fn submits_of(&self, tag: &str) -> Result<Vec<SubmitRecord>, StoreError> {
+        Ok(sqlx::query_as(sql!("submits_of"))
+            .bind(tag)
+            .fetch_all(self.readers())
+            .await?)
+    }
+
     /// The current revision of an image and tag.
     pub async fn label(&self, image: &str, tag: &str) -> Result<Option<LabelRecord>, StoreError> {
         Ok(sqlx::query_as(sql!("label_current"))

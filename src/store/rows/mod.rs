@@ -9,8 +9,11 @@ mod audit;
 mod database;
 mod images;
 mod labels;
+mod leases;
 mod models;
+mod rounds;
 mod schema;
+mod scores;
 mod seal;
 mod sessions;
 mod settings;
@@ -27,7 +30,10 @@ pub use labels::{
     LabelRecord, NewLabel, add_label, current_label, current_labels_of, is_blob_referenced,
     label_by_key, label_revision, point_label, set_label_extra,
 };
-pub use models::{ModelRecord, add_model, set_live_model};
+pub use leases::{LeaseRecord, end_lease, lease, put_lease};
+pub use models::{ModelRecord, Publication, add_model, set_live_model, set_model_state};
+pub use rounds::{RoundEnd, RoundRecord, add_round, finish_round, start_round};
+pub use scores::{ScoreRecord, put_score};
 pub use seal::{BrokenSeal, WriteTransaction};
 pub use sessions::SessionRecord;
 pub use settings::put_setting;

@@ -23,8 +23,14 @@ pub struct ModelRecord {
     pub metrics: String,
     /// What it was made of.
     pub lineage: String,
+    /// `candidate`, `kept` or `published`.
+    pub state: String,
+    /// Why it is in this state.
+    pub reason: String,
     /// Whether it is the one that serves.
     pub live: bool,
+    /// Whether it is, and rounds do not replace it.
+    pub pinned: bool,
 }
 
 impl Database {
@@ -33,6 +39,16 @@ impl Database {
         Ok(sqlx::query_as(sql!("models_all"))
             .fetch_all(self.readers())
             .await?)
+    }
+
+    /// The version that this one replaced when it was published last, rollbacks not counted.
+    pub async fn replaced_by(&self, name: &str, version: i64) -> Result<Option<i64>, StoreError> {
+        let found: Option<Option<i64>> = sqlx::query_scalar(sql!("publication_replaced"))
+            .bind(name)
+            .bind(version)
+            .fetch_optional(self.readers())
+            .await?;
+        Ok(found.flatten())
     }
 }
 
@@ -47,18 +63,63 @@ pub async fn add_model(tx: &mut SqliteConnection, row: &ModelRecord) -> Result<(
         .bind(row.created_ms)
         .bind(&row.metrics)
         .bind(&row.lineage)
+        .bind(&row.state)
+        .bind(&row.reason)
         .execute(tx)
         .await?;
     Ok(())
 }
 
-/// Makes a version the one that serves.
+/// A change of the version that serves.
+#[derive(Debug, Clone, Copy)]
+pub struct Publication<'a> {
+    /// Name of the model.
+    pub name: &'a str,
+    /// The version that serves from now on.
+    pub version: i64,
+    /// Whether rounds may not replace it.
+    pub pinned: bool,
+    /// Whether it is the way back from another one.
+    pub rollback: bool,
+    /// Who decided.
+    pub actor: &'a str,
+    /// When.
+    pub now_ms: i64,
+}
+
+/// Makes a version the one that serves, and notes which one it replaced.
 pub async fn set_live_model(
+    tx: &mut SqliteConnection,
+    new: &Publication<'_>,
+) -> Result<(), StoreError> {
+    sqlx::query(sql!("publication_insert"))
+        .bind(new.name)
+        .bind(new.version)
+        .bind(new.rollback)
+        .bind(new.actor)
+        .bind(new.now_ms)
+        .execute(&mut *tx)
+        .await?;
+    sqlx::query(sql!("model_set_live"))
+        .bind(new.name)
+        .bind(new.version)
+        .bind(new.pinned)
+        .execute(tx)
+        .await?;
+    Ok(())
+}
+
+/// Sets what was decided about a version.
+pub async fn set_model_state(
     tx: &mut SqliteConnection,
     name: &str,
     version: i64,
+    state: &str,
+    reason: &str,
 ) -> Result<(), StoreError> {
-    sqlx::query(sql!("model_set_live"))
+    sqlx::query(sql!("model_set_state"))
+        .bind(state)
+        .bind(reason)
         .bind(name)
         .bind(version)
         .execute(tx)

@@ -1,5 +1,8 @@
 //! The database file: what every connection promises, a full disk, a later release.
 
+use sqlx::Connection;
+use sqlx::migrate::Migrator;
+
 use super::*;
 
 async fn database() -> (tempfile::TempDir, Database) {
@@ -70,4 +73,53 @@ async fn data_of_a_later_release_are_left_alone() {
     database.close().await;
     let again = Database::open(&dir.path().join("db")).await;
     assert!(matches!(again, Err(StoreError::Newer(_))), "{again:?}");
+}
+
+#[tokio::test]
+async fn versions_of_a_release_without_rounds_have_a_way_back() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("db");
+    let options = sqlx::sqlite::SqliteConnectOptions::new()
+        .filename(&path)
+        .create_if_missing(true);
+    let mut connection = sqlx::SqliteConnection::connect_with(&options)
+        .await
+        .unwrap();
+    let earlier = schema::MIGRATIONS
+        .iter()
+        .filter(|migration| migration.version <= 3)
+        .cloned()
+        .collect();
+    let earlier = Migrator::with_migrations(earlier);
+    earlier.run(&mut connection).await.unwrap();
+    for version in [1, 2, 4] {
+        sqlx::query(
+            "INSERT INTO models (name, version, sha256, weights_sha256, created_ms, metrics, lineage)
+             VALUES ('ct', ?, '', '', 7, 'null', '{}')",
+        )
+        .bind(version)
+        .execute(&mut connection)
+        .await
+        .unwrap();
+    }
+    sqlx::query("INSERT INTO live_models VALUES ('ct', 4)")
+        .execute(&mut connection)
+        .await
+        .unwrap();
+    connection.close().await.unwrap();
+
+    let database = Database::open(&path).await.unwrap();
+    let models = database.models().await.unwrap();
+    let found: Vec<_> = models
+        .iter()
+        .map(|row| (row.version, row.state.as_str(), row.live, row.pinned))
+        .collect();
+    let published = |version, live| (version, "published", live, false);
+    assert_eq!(
+        found,
+        [published(1, false), published(2, false), published(4, true)]
+    );
+    assert_eq!(database.replaced_by("ct", 4).await.unwrap(), Some(2));
+    assert_eq!(database.replaced_by("ct", 1).await.unwrap(), None);
+    assert!(database.broken_seals().await.unwrap().is_empty());
 }

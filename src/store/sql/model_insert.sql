@@ -1,2 +1,2 @@
-INSERT INTO models (name, version, sha256, weights_sha256, parent, created_ms, metrics, lineage)
-VALUES (?, ?, ?, ?, ?, ?, ?, ?)
+INSERT INTO models (name, version, sha256, weights_sha256, parent, created_ms, metrics, lineage, state, reason)
+VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)

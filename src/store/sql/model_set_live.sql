@@ -1,1 +1,2 @@
-INSERT INTO live_models (name, version) VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET version = excluded.version
+INSERT INTO live_models (name, version, pinned) VALUES (?, ?, ?)
+ON CONFLICT (name) DO UPDATE SET version = excluded.version, pinned = excluded.pinned

@@ -1,5 +1,6 @@
 //! A whole server on a real socket, with a worker that does not compute.
 
+pub mod dicom;
 mod http;
 mod process;
 mod worker;
@@ -225,12 +226,13 @@ fn scrub(value: Value, root: &str) -> Value {
                 .into_iter()
                 .map(|(key, value)| {
                     let value = match (key.as_str(), &value) {
-                        ("id" | "session_id" | "request_id", Value::String(id))
+                        ("id" | "job_id" | "session_id" | "request_id", Value::String(id))
                             if id.len() == 36 && id.contains('-') =>
                         {
                             "(uuid)".into()
                         }
                         ("start_ts" | "end_ts", Value::String(_)) => "(local time)".into(),
+                        ("sha256" | "weights_sha256", Value::String(_)) => "(hash)".into(),
                         ("ts", Value::Number(ts)) if ts.as_i64() != Some(NOW_MS / 1000) => {
                             "(seconds)".into()
                         }

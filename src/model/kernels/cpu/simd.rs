@@ -359,16 +359,6 @@ impl<'a> Output<'a> {
         unsafe { std::slice::from_raw_parts_mut(self.start.add(from), len) }
     }
 
-    /// Writes one element.
-    ///
-    /// # Safety
-    /// Nobody else reads or writes it at the same time.
-    pub(super) unsafe fn set(&self, at: usize, value: f32) {
-        assert!(at < self.len, "kernel output: {at} is beyond {}", self.len);
-        // SAFETY: inside the allocation by the assertion, and exclusive by the contract.
-        unsafe { self.start.add(at).write(value) }
-    }
-
     /// A buffer whose parts of `chunk` elements (the last one may be shorter) are written in parallel by `write(index of the part, part)`.
     ///
     /// # Safety

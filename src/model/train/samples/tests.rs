@@ -53,7 +53,7 @@ fn sampler(dir: &Path, cases: &[TrainCase], augment: Augment, size: [usize; 3]) 
     };
     let folder = dir.join("cases");
     let store = CaseStore::prepare(folder, cases, CLASSES, &preprocessing, 1, &mut |note| {
-        assert!(!note.skipped, "{note}");
+        assert!(note.is_none_or(|note| !note.skipped));
         Ok(())
     })
     .unwrap();
@@ -153,7 +153,7 @@ fn every_class_is_drawn_as_often_and_only_where_it_was_annotated() {
         &Preprocessing::default(),
         1,
         &mut |note| {
-            noted.push(note);
+            noted.extend(note);
             Ok(())
         },
     )

@@ -1,0 +1,261 @@
+//! Label maps as RT Structure Sets (PS3.3, A.19 and C.8.8), and back.
+//!
+//! Contours are closed and planar, on the slices of the scan, and refer to them; see `contour` for holes. Regions are
+//! marked as made automatically and not approved. The file is Implicit VR Little Endian, because long contours do not
+//! fit into a value of 16 bit length.
+
+use super::contour::{Polygon, outlines, toggle_inside};
+use super::dataset::{DataSet, Item, bad};
+use super::encode::{Encoder, uid_of};
+use super::origin::SourceFrame;
+use super::scan::Scans;
+use super::segmentation::{Algorithm, Common, LabelledSlice};
+use crate::imaging::budget::Budget;
+use crate::imaging::color;
+use crate::imaging::error::ImagingError;
+use crate::imaging::geometry::Geometry;
+use crate::imaging::label::{LabelFile, Segment};
+use crate::imaging::volume::Volume;
+
+const CLASS: &str = "1.2.840.10008.5.1.4.1.1.481.3";
+const STUDY_CLASS: &str = "1.2.840.10008.3.1.2.3.1";
+/// Contours further from every slice than this, in slices, belong to another grid.
+const OFF_SLICE: f64 = 0.5;
+
+/// The bytes of a structure set for labels on the grid of a scan.
+///
+/// # Errors
+/// Labels on another grid, a scan whose files lack what the object has to repeat.
+pub(super) fn encode(
+    scans: &Scans,
+    scan: usize,
+    labels: &Volume<u16>,
+    names: &[(u16, String)],
+    by: &Algorithm,
+) -> Result<Vec<u8>, ImagingError> {
+    let slices = scans.slices_of(scan, labels)?;
+    let [_, rows, columns] = labels.geometry.shape();
+    let source = scans.first_data_set(scan)?;
+    let root = source.root();
+    let frame_of_reference = root.text(0x0020_0052).ok_or_else(|| {
+        bad("the scan has no Frame of Reference UID, which contours have to name")
+    })?;
+    let voxels: Vec<u8> = labels.voxels.iter().flat_map(|v| v.to_le_bytes()).collect();
+    let seed = uid_of(&[
+        scans.series_uid(scan).as_bytes(),
+        by.sha256.as_bytes(),
+        &by.made_ms.to_le_bytes(),
+        &voxels,
+    ]);
+    let uid = |what: &str| uid_of(&[what.as_bytes(), seed.as_bytes()]);
+    let instance_uid = uid("structures");
+    let common = Common::new(root, by, &instance_uid, CLASS)?;
+    let mut out = Encoder::implicit();
+    common.before_series(
+        &mut out,
+        "RTSTRUCT",
+        &common.readable(&format!("{}: contours", by.name)),
+    );
+    common.patient_and_equipment(&mut out);
+    common.series(&mut out, &uid("structure series"), 301)?;
+    out.text(0x0020_0052, b"UI", &frame_of_reference)
+        .put(0x0020_1040, b"LO", b"");
+    out.text(0x3006_0002, b"SH", "AI contours")
+        .text(0x3006_0004, b"LO", &common.readable(&by.name))
+        .text(0x3006_0006, b"ST", "Made by a machine, to be reviewed")
+        .text(0x3006_0008, b"DA", common.date())
+        .text(0x3006_0009, b"TM", common.time());
+    out.item(0x3006_0010, |frame| {
+        frame
+            .text(0x0020_0052, b"UI", &frame_of_reference)
+            .item(0x3006_0012, |study| {
+                study
+                    .text(0x0008_1150, b"UI", STUDY_CLASS)
+                    .text(
+                        0x0008_1155,
+                        b"UI",
+                        &root.text(0x0020_000d).unwrap_or_default(),
+                    )
+                    .item(0x3006_0014, |series| {
+                        series
+                            .text(0x0020_000e, b"UI", scans.series_uid(scan))
+                            .sequence(0x3006_0016, &slices, |item, slice| {
+                                image(item, &slice.source);
+                            });
+                    });
+            });
+    });
+    out.sequence(0x3006_0020, names, |roi, (value, name)| {
+        roi.text(0x3006_0022, b"IS", &value.to_string())
+            .text(0x3006_0024, b"UI", &frame_of_reference)
+            .text(0x3006_0026, b"LO", &common.readable(name))
+            .text(0x3006_0036, b"CS", "AUTOMATIC")
+            .text(
+                0x3006_0038,
+                b"LO",
+                &common.readable(&format!("AI: {} {}", by.name, by.version)),
+            );
+    });
+    out.sequence(0x3006_0039, names, |roi, (value, _)| {
+        let rgb = color::of_value(*value).map(|c| c.to_string()).join("\\");
+        roi.text(0x3006_002a, b"IS", &rgb);
+        let contours: Vec<(&LabelledSlice<'_>, Polygon)> = slices
+            .iter()
+            .filter(|slice| slice.labels.contains(value))
+            .flat_map(|slice| {
+                let mask: Vec<bool> = slice.labels.iter().map(|label| label == value).collect();
+                let polygons = outlines(&mask, columns, rows);
+                polygons.into_iter().map(move |polygon| (slice, polygon))
+            })
+            .collect();
+        // A region that is nowhere has no contours.
+        if !contours.is_empty() {
+            roi.sequence(0x3006_0040, contours, |item, (slice, polygon)| {
+                contour(item, &slice.source, &polygon);
+            });
+        }
+        roi.text(0x3006_0084, b"IS", &value.to_string());
+    });
+    out.sequence(0x3006_0080, names, |observation, (value, name)| {
+        observation
+            .text(0x3006_0082, b"IS", &value.to_string())
+            .text(0x3006_0084, b"IS", &value.to_string())
+            .text(0x3006_0085, b"SH", &common.readable(name))
+            .text(0x3006_0088, b"ST", "Made by a machine, to be reviewed")
+            .text(0x3006_00a4, b"CS", "")
+            .put(0x3006_00a6, b"PN", b"");
+    });
+    out.text(0x300e_0002, b"CS", "UNAPPROVED");
+    Ok(out.into_file(CLASS, &instance_uid))
+}
+
+fn image(item: &mut Encoder, source: &SourceFrame) {
+    item.text(0x0008_1150, b"UI", &source.class_uid)
+        .text(0x0008_1155, b"UI", &source.instance_uid);
+    if let Some(number) = source.frame_number {
+        item.text(0x0008_1160, b"IS", &number.to_string());
+    }
+}
+
+fn contour(item: &mut Encoder, source: &SourceFrame, polygon: &[[f64; 2]]) {
+    let [along_row, along_column] = source.directions;
+    // A micrometre is enough, and keeps the text short.
+    let rounded = |mm: f64| (mm * 1000.0).round() / 1000.0;
+    let points: Vec<f64> = polygon
+        .iter()
+        .flat_map(|&[x, y]| {
+            let (x, y) = (x * source.spacing[0], y * source.spacing[1]);
+            (0..3)
+                .map(move |w| rounded(source.position[w] + along_row[w] * x + along_column[w] * y))
+        })
+        .collect();
+    item.item(0x3006_0016, |item| image(item, source))
+        .text(0x3006_0042, b"CS", "CLOSED_PLANAR")
+        .text(0x3006_0046, b"IS", &polygon.len().to_string())
+        .decimals(0x3006_0050, &points);
+}
+
+/// The regions of a structure set as labels on a grid; those that overlap come in layers. Several contours of one region
+/// in one slice cut out of each other.
+///
+/// # Errors
+/// Damaged data, or contours that lie on no slice of the grid.
+pub(super) fn decode(
+    set: &DataSet,
+    grid: &Geometry,
+    budget: &Budget,
+) -> Result<LabelFile, ImagingError> {
+    let root = set.root();
+    let mut names: Vec<(u16, String)> = Vec::new();
+    for item in root.items(0x3006_0020) {
+        let number = number(item, 0x3006_0022)?;
+        let name = item
+            .text(0x3006_0026)
+            .unwrap_or_else(|| format!("ROI_{number}"));
+        names.push((number, name));
+    }
+    let [count, rows, columns] = grid.shape();
+    let (mut layers, mut segments) = (vec![vec![0u16; grid.voxel_count()]], Vec::new());
+    let mut warnings = set.warnings.clone();
+    for (value, (number_of_roi, name)) in (1u16..).zip(names) {
+        let mut mask = vec![false; grid.voxel_count()];
+        let mut skipped = 0;
+        for roi in root.items(0x3006_0039) {
+            if number(roi, 0x3006_0084)? != number_of_roi {
+                continue;
+            }
+            for item in roi.items(0x3006_0040) {
+                let kind = item.text(0x3006_0042).unwrap_or_default();
+                if !kind.starts_with("CLOSED_PLANAR") && !kind.starts_with("CLOSEDPLANAR") {
+                    skipped += 1;
+                    continue;
+                }
+                let points = item
+                    .decimals(0x3006_0050)?
+                    .ok_or_else(|| bad("a contour has no points"))?;
+                let (points, rest) = points.as_chunks::<3>();
+                if !rest.is_empty() || points.is_empty() {
+                    return Err(bad("a contour has incomplete points"));
+                }
+                let indices: Vec<[f64; 3]> = points.iter().map(|&mm| grid.to_index(mm)).collect();
+                let middle = indices.iter().map(|i| i[0]).sum::<f64>() / indices.len() as f64;
+                let slice = middle.round();
+                let is_flat = indices.iter().all(|i| (i[0] - slice).abs() <= OFF_SLICE);
+                if !is_flat || !(0.0..count as f64).contains(&slice) {
+                    return Err(ImagingError::Unsupported(format!(
+                        "a contour of {name:?} lies on no slice of the image"
+                    )));
+                }
+                let polygon: Vec<[f64; 2]> = indices.iter().map(|i| [i[2], i[1]]).collect();
+                let first = slice as usize * rows * columns;
+                let part = &mut mask[first..first + rows * columns];
+                toggle_inside(&polygon, columns, rows, part);
+            }
+        }
+        if skipped > 0 {
+            warnings.push(format!("{skipped} open contours or points were left out"));
+        }
+        let free = |layer: &Vec<u16>| {
+            let mut voxels = layer.iter().zip(&mask);
+            voxels.all(|(label, inside)| !inside || *label == 0)
+        };
+        let layer = match layers.iter().position(free) {
+            Some(layer) => layer,
+            None => {
+                let sizes = [count, rows, columns, layers.len() + 1].map(|n| n as u64);
+                budget.admit(&sizes, 2)?;
+                layers.push(vec![0; grid.voxel_count()]);
+                layers.len() - 1
+            }
+        };
+        for (label, _) in layers[layer]
+            .iter_mut()
+            .zip(&mask)
+            .filter(|(_, inside)| **inside)
+        {
+            *label = value;
+        }
+        segments.push(Segment {
+            id: format!("ROI_{number_of_roi}"),
+            name,
+            value,
+            layer,
+            color: None,
+        });
+    }
+    Ok(LabelFile {
+        geometry: *grid,
+        layers,
+        segments,
+        warnings,
+    })
+}
+
+fn number(item: Item<'_>, tag: u32) -> Result<u16, ImagingError> {
+    match item.decimal::<1>(tag)? {
+        Some([number]) if number.fract() == 0.0 && (0.0..65536.0).contains(&number) => {
+            Ok(number as u16)
+        }
+        _ => Err(bad("a region has no number")),
+    }
+}

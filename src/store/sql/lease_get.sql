@@ -1,0 +1,1 @@
+SELECT * FROM leases WHERE image = ? AND until_ms > ?

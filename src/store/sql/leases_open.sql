@@ -1,0 +1,1 @@
+SELECT * FROM leases WHERE until_ms > ? ORDER BY until_ms, image

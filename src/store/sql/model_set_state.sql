@@ -1,0 +1,1 @@
+UPDATE models SET state = ?, reason = ? WHERE name = ? AND version = ?

@@ -1,0 +1,1 @@
+UPDATE rounds SET finished_ms = ?, decision = ?, reason = ?, version = ?, comparison = ? WHERE number = ?

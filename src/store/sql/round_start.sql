@@ -1,0 +1,1 @@
+UPDATE rounds SET started_ms = ?, plan = ? WHERE number = ? AND plan IS NULL

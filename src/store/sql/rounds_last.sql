@@ -1,0 +1,1 @@
+SELECT * FROM rounds ORDER BY number DESC LIMIT ?

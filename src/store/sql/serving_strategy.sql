@@ -1,0 +1,1 @@
+SELECT strategy FROM servings ORDER BY seq DESC LIMIT 1
