@@ -29,6 +29,7 @@ use crate::model::pct_net::{DropoutStream, Mode, PctNet};
 use crate::model::precision::{Precision, PrecisionChoice};
 use crate::model::weights::{LoadReport, State, export, fit_inputs, import, is_head, to_f32};
 use crate::rng::Rng;
+use recent::Recent;
 
 /// Steps between two states that a run can be put back to.
 const GOOD_EVERY: usize = 100;
@@ -570,32 +571,7 @@ pub(in crate::model) fn scalar<B: Backend>(loss: &Tensor<B, 1>) -> f32 {
         .unwrap_or(f32::NAN)
 }
 
-/// Mean of the last few values.
-struct Recent {
-    values: std::collections::VecDeque<f32>,
-    len: usize,
-}
-
-impl Recent {
-    fn new(len: usize) -> Self {
-        Self {
-            values: Default::default(),
-            len,
-        }
-    }
-
-    fn add(&mut self, value: f32) {
-        if self.values.len() == self.len {
-            self.values.pop_front();
-        }
-        self.values.push_back(value);
-    }
-
-    fn mean(&self) -> f32 {
-        self.values.iter().sum::<f32>() / self.values.len().max(1) as f32
-    }
-}
-
 mod input;
+mod recent;
 #[cfg(test)]
 mod tests;
