@@ -138,6 +138,12 @@ impl Project {
         rows.into_iter().map(LabelRow::from_record).collect()
     }
 
+    /// The current labels of all images there are under one tag, in order of first sight of the images.
+    pub async fn labels_tagged(&self, tag: &Tag) -> Result<Vec<LabelRow>, ProjectError> {
+        let rows = self.store().database.labels_tagged(tag.as_str()).await?;
+        rows.into_iter().map(LabelRow::from_record).collect()
+    }
+
     /// The current labels of all images there are: images in order of first sight, oldest tag first.
     pub async fn all_labels(&self) -> Result<Vec<LabelRow>, ProjectError> {
         let rows = self.store().database.labels().await?;

@@ -323,7 +323,7 @@ async fn a_label_that_does_not_fit_is_refused_and_leaves_nothing() {
             json!({}),
             "liver, spleen",
         ),
-        (bench.label(&[1]).await, "x.dcm", json!({}), "must end with"),
+        (bench.label(&[1]).await, "x.txt", json!({}), "must end with"),
         (
             bench.stage(b"no label at all").await,
             "x.nii.gz",

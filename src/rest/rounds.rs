@@ -72,7 +72,7 @@ pub async fn list(State(app): State<App>, query: Query) -> Result<Json<Value>, A
 
 /// Start a round.
 #[utoipa::path(post, path = "/rounds/{id}", tag = "Rounds",
-    request_body(content = String, content_type = "application/json", description = "as of POST /train/{model}"),
+    request_body(content = String, content_type = "application/json", description = "optional object: as of POST /train/{model}"),
     params(("id" = String, Path, description = "a name under models in /info/")),
     responses((status = 200, description = "the round"), (status = 404, description = "unknown model"),
         (status = 429, description = "a round is running")))]
@@ -139,7 +139,7 @@ pub async fn settings(State(app): State<App>) -> Result<Json<Value>, ApiError> {
 
 /// Change how rounds start and are judged.
 #[utoipa::path(put, path = "/rounds/settings", tag = "Rounds",
-    request_body(content = String, content_type = "application/json", description = "the keys to change; client_id says who"),
+    request_body(content = String, content_type = "application/json", description = "optional object: the keys to change; client_id says who"),
     responses((status = 200, description = "all settings"), (status = 422, description = "a key or value that cannot be; nothing was changed")))]
 pub async fn change_settings(
     State(app): State<App>,

@@ -286,7 +286,7 @@ impl Store {
     }
 
     async fn examine_models(&self, depth: Depth, report: &mut Report) -> Result<(), StoreError> {
-        let rows = report.read("list of models", self.database.models().await);
+        let rows = report.read("list of models", self.database.listed_models().await);
         report.models = rows.len();
         let home = self.dir().join("models");
         let look = move || {

@@ -1,36 +1,10 @@
 //! `fewlabel inspect` on DICOM: every derived case is read as recorded or refused.
 
 use std::path::Path;
-use std::process::Command;
 
 use serde_json::Value;
 
-use crate::support::shared;
-
-/// The report of a folder or file with probes, and the exit code.
-fn inspect(path: &Path, probes: &[String]) -> (Value, i32) {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_fewlabel"));
-    command.arg("inspect").arg(path).arg("--json");
-    for probe in probes {
-        command.arg("--probe").arg(probe);
-    }
-    let output = command.output().unwrap();
-    let report = serde_json::from_slice(&output.stdout).unwrap_or_else(|error| {
-        panic!(
-            "{}: {error}: {}",
-            path.display(),
-            String::from_utf8_lossy(&output.stderr)
-        )
-    });
-    (report, output.status.code().unwrap())
-}
-
-fn numbers(value: &Value) -> Vec<f64> {
-    match value {
-        Value::Array(items) => items.iter().flat_map(numbers).collect(),
-        other => vec![other.as_f64().unwrap()],
-    }
-}
+use crate::support::{inspect, numbers, shared};
 
 fn close(a: &Value, b: &[f64], tolerance: f64) -> bool {
     let a = numbers(a);

@@ -100,6 +100,12 @@ TABLE = (
     ),
     Deliberate("more strategies and scores, the recommended strategy first", "info|scoring, every method", r"body\.(strategies\.\w+|scoring\.\w+|sum|epistemic): more|body\.strategies: other order"),
     Deliberate("whom the image is leased to", "next sample, random", r"body\.lease: more"),
+    Deliberate(
+        "an image that somebody else has on lease is not offered",
+        "next sample, first.*",
+        r"body\.(id|path|ts|name): missing|body\.leased: more",
+    ),
+    Deliberate("which version made the label", "batch, at once", r"body\..*\.params\.model(_sha256)?: more"),
     Deliberate("a weight is a number with a fraction", "next sample, random", r"body\.weight: int -> float"),
     Deliberate("the viewer is not part of this server", "ohif.*", "status: 307 -> 404|content_type:  -> application/json|headers.location: missing"),
     Deliberate(

@@ -6,7 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from .client import Client, Fault
+from .asker import Asker
+from .client import Client
 from .jobs import Job, Jobs
 from .session import Button, Message
 
@@ -38,21 +39,19 @@ class LeadView:
     message: Message | None
 
 
-class Lead:
+class Lead(Asker):
     """Asks the server and gives it the lead's decisions. On the main thread, but the work of its jobs."""
 
     def __init__(self, jobs: Jobs, client: Callable[[], Client | None], model: Callable[[], str], now_s: Callable[[], float]) -> None:
-        self.on_change: list[Callable[[], None]] = []
-        self.message: Message | None = None
+        super().__init__(jobs)
         self.chosen: int | None = None
         """The version that the buttons are about."""
         self.rounds: list[dict[str, Any]] = []
         self.settings: dict[str, Any] = {}
         self.models: list[dict[str, Any]] = []
         self.statistics: dict[str, Any] = {}
-        self._jobs, self._client, self._model, self._now_s = jobs, client, model, now_s
+        self._client, self._model, self._now_s = client, model, now_s
         self._asked_s = float("-inf")
-        self._job: Job | None = None
 
     @property
     def running(self) -> dict[str, Any] | None:
@@ -219,23 +218,6 @@ class Lead:
             self._changed()
 
         self._run(told, lambda job: client.send(method, path, job.cancel, {"client_id": client.user}, **query), done)
-
-    def _run(self, name: str, work: Callable[[Job], Any], done: Callable[[Any], None]) -> None:
-        def finished(result: Any) -> None:
-            self._job = None
-            done(result)
-
-        def failed(fault: Fault) -> None:
-            self._job = None
-            self.message = Message("error", fault.what, "Nothing was changed.", fault.next_step)
-            self._changed()
-
-        self._job = self._jobs.start("watch", name, work, finished, failed)
-        self._changed()
-
-    def _changed(self) -> None:
-        for call in self.on_change:
-            call()
 
 
 def version_row(entry: dict[str, Any]) -> tuple[int, str, str, str]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from . import nrrd
+from .asker import Asker
 from .client import Client, Fault
 from .jobs import Job, Jobs
 from .lead import dice
@@ -72,20 +73,18 @@ class ReviewView:
     message: Message | None
 
 
-class Review:
+class Review(Asker):
     """Lists, shows and judges submitted cases. On the main thread, but the work of its jobs."""
 
     def __init__(self, jobs: Jobs, client: Callable[[], Client | None], schema: Callable[[], Any], scene: Any, cache: Any, free: Callable[[], str]) -> None:
-        self.on_change: list[Callable[[], None]] = []
-        self.message: Message | None = None
+        super().__init__(jobs)
         self.cases: list[Submitted] = []
         self.chosen: Submitted | None = None
         self.readings: list[Reading] = []
         self._comparison: tuple[tuple[str, str, str, str], ...] = ()
-        self._jobs, self._client, self._schema, self._scene, self._cache = jobs, client, schema, scene, cache
+        self._client, self._schema, self._scene, self._cache = client, schema, scene, cache
         self._free = free
         """Why a case cannot be shown now; empty when it can."""
-        self._job: Job | None = None
 
     def sent_back_to(self, user: str) -> list[Submitted]:
         """What this author has to look at again."""
@@ -120,7 +119,7 @@ class Review:
             self.chosen = next((case for case in self.cases if self.chosen and case.image == self.chosen.image), None)
             self._changed()
 
-        self._run(lambda job: client.get("/reviews/", job.cancel), done)
+        self._run("review", lambda job: client.get("/reviews/", job.cancel), done)
 
     def choose(self, image: str) -> None:
         """Makes a case the one that the buttons are about, and asks who read it."""
@@ -137,7 +136,7 @@ class Review:
                 self.readings = [Reading(int(entry["revision"]), str(entry["author"]), float(entry["ts"])) for entry in reversed(entries)]
                 self._changed()
 
-        self._run(lambda job: client.revisions(image, "final", job.cancel), done)
+        self._run("review", lambda job: client.revisions(image, "final", job.cancel), done)
 
     def show(self, a: int, b: int | None = None) -> None:
         """Shows one reading, or two beside each other with their figures."""
@@ -167,7 +166,7 @@ class Review:
             self.message = Message("info", f"{chosen.image} is shown" + (": the first reader left, the second right." if len(shown) > 1 else "."))
             self._changed()
 
-        self._run(work, done)
+        self._run("review", work, done)
 
     def approve(self, comment: str) -> None:
         self._judge("approved", comment)
@@ -190,24 +189,7 @@ class Review:
             self.message = Message("info", f"{chosen.image} is {_VERDICTS[verdict]}.")
             self.refresh()
 
-        self._run(lambda job: client.send("PUT", "/reviews/", job.cancel, sends, image=chosen.image), done)
-
-    def _run(self, work: Callable[[Job], Any], done: Callable[[Any], None]) -> None:
-        def finished(result: Any) -> None:
-            self._job = None
-            done(result)
-
-        def failed(fault: Fault) -> None:
-            self._job = None
-            self.message = Message("error", fault.what, "Nothing was changed.", fault.next_step)
-            self._changed()
-
-        self._job = self._jobs.start("watch", "review", work, finished, failed)
-        self._changed()
-
-    def _changed(self) -> None:
-        for call in self.on_change:
-            call()
+        self._run("review", lambda job: client.send("PUT", "/reviews/", job.cancel, sends, image=chosen.image), done)
 
 
 def comparison_row(entry: dict[str, Any]) -> tuple[str, str, str, str]:

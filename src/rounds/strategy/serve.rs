@@ -218,10 +218,9 @@ pub(in crate::rounds) async fn where_to_look(
 pub(in crate::rounds) async fn labelled_images(
     project: &Project,
 ) -> Result<HashMap<ImageId, LabelRow>, ProjectError> {
-    let accepted = Tag::accepted();
-    let labels = project.all_labels().await?.into_iter();
+    let labels = project.labels_tagged(&Tag::accepted()).await?;
     Ok(labels
-        .filter(|label| label.tag == accepted)
+        .into_iter()
         .map(|label| (label.image.clone(), label))
         .collect())
 }

@@ -132,6 +132,14 @@ impl Database {
             .await?)
     }
 
+    /// The current revisions of all present images under one tag.
+    pub async fn labels_tagged(&self, tag: &str) -> Result<Vec<LabelRecord>, StoreError> {
+        Ok(sqlx::query_as(sql!("labels_tagged"))
+            .bind(tag)
+            .fetch_all(self.readers())
+            .await?)
+    }
+
     /// Every revision of an image and tag, tombstones included, oldest first.
     pub async fn label_history(
         &self,

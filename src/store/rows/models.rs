@@ -33,7 +33,27 @@ pub struct ModelRecord {
     pub pinned: bool,
 }
 
+/// What a check needs of a version; data of every release have it.
+#[derive(Debug, Clone, sqlx::FromRow)]
+pub struct ListedModel {
+    /// As in [`ModelRecord`], likewise below.
+    pub name: String,
+    /// 1, 2, ... per name.
+    pub version: i64,
+    /// Hash of its files.
+    pub sha256: String,
+    /// Whether it is the one that serves.
+    pub live: bool,
+}
+
 impl Database {
+    /// All versions by name and number, also of data that were not brought up to date yet.
+    pub(in crate::store) async fn listed_models(&self) -> Result<Vec<ListedModel>, StoreError> {
+        Ok(sqlx::query_as(sql!("models_listed"))
+            .fetch_all(self.readers())
+            .await?)
+    }
+
     /// All versions by name and number.
     pub async fn models(&self) -> Result<Vec<ModelRecord>, StoreError> {
         Ok(sqlx::query_as(sql!("models_all"))

@@ -2,6 +2,7 @@
 
 pub mod dicom;
 mod http;
+mod inspect;
 mod process;
 mod worker;
 
@@ -23,6 +24,7 @@ use tokio::sync::{oneshot, watch};
 use tokio::task::JoinHandle;
 
 pub use http::{Http, Reply, multipart};
+pub use inspect::{inspect, numbers};
 pub use process::{Process, children, kill_9, shared};
 pub use worker::FakeWorker;
 
