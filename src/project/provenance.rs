@@ -141,7 +141,7 @@ impl Project {
             .jobs()
             .inference_of(image.as_str(), |request| {
                 // What shows a single structure is no proposal for the whole label.
-                request["client_id"] == author && request.get("only").is_none()
+                request["client_id"] == author && request.get("single").is_none()
             })
             .await?;
         if provenance.seconds_open.is_none() {

@@ -40,17 +40,31 @@ pub enum Interaction {
         /// The one structure that the result is to show, as value 1; all of them when absent.
         only: Option<String>,
     },
+    /// Points inside and outside of a structure that the client does not name; the result shows the one that is nearest to
+    /// the first point in what the model says without points, as value 1.
+    Unnamed {
+        /// Voxels `[z, y, x]` inside of it; not empty.
+        foreground: Vec<[usize; 3]>,
+        /// Voxels `[z, y, x]` outside of it.
+        background: Vec<[usize; 3]>,
+    },
     /// Strokes; the result shows one structure, as value 1.
     Scribbles(Scribbles),
 }
 
 impl Interaction {
-    /// The one structure that the result shows, if it is one.
+    /// The name of the one structure that the result shows, if it is one and known.
     pub fn only(&self) -> Option<&str> {
         match self {
             Self::Clicks { only, .. } => only.as_deref(),
+            Self::Unnamed { .. } => None,
             Self::Scribbles(scribbles) => Some(&scribbles.label),
         }
+    }
+
+    /// Whether the result shows one structure.
+    pub fn is_single(&self) -> bool {
+        self.only().is_some() || matches!(self, Self::Unnamed { .. })
     }
 }
 

@@ -100,10 +100,7 @@ pub async fn infer(
     let params = form.object("params")?;
     let strokes = form.take_file("label");
     let interaction = target.interaction(&app, &params, strokes.as_ref()).await?;
-    let only = interaction
-        .as_ref()
-        .and_then(Interaction::only)
-        .map(str::to_owned);
+    let single = interaction.as_ref().is_some_and(Interaction::is_single);
     let drawn = interaction.is_some();
     let params: Params = typed(params)?;
     let upload = form.take_file("file");
@@ -148,7 +145,7 @@ pub async fn infer(
         }
     };
     // As on the real server, a label is saved only for an image of the datastore; a single structure is not all of it.
-    let saves = params.save_label && only.is_none() && matches!(source, ImageSource::Study { .. });
+    let saves = params.save_label && !single && matches!(source, ImageSource::Study { .. });
     let save_label = saves
         .then(|| {
             params
@@ -193,8 +190,8 @@ pub async fn infer(
     };
     let payload = serde_json::to_value(payload).map_err(|error| ApiError::internal(&error))?;
     let mut asked = serde_json::json!({ "model": model, "client_id": client });
-    if let Some(only) = &only {
-        asked["only"] = only.as_str().into();
+    if single {
+        asked["single"] = true.into();
     }
     let jobs = app.project.jobs();
     let job = jobs.enqueue(JobKind::Infer, payload, asked).await?;
@@ -219,7 +216,7 @@ pub async fn infer(
         subject.as_deref().unwrap_or("(upload)"),
         detail,
     )?;
-    if let (Some(_), Some(file), None) = (subject, job.result["file"].as_str(), only) {
+    if let (Some(_), Some(file), false) = (subject, job.result["file"].as_str(), single) {
         app.project
             .keep_proposal(job.id, std::path::Path::new(file));
     }

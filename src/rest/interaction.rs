@@ -123,13 +123,32 @@ fn deepedit(app: &App, params: &Map<String, Value>) -> Result<Interaction, ApiEr
     Ok(Interaction::Clicks { clicks, only: None })
 }
 
-/// Points inside and outside of one label.
+/// Points inside and outside of one label, which OHIF does not name.
 fn deepgrow(app: &App, params: &Map<String, Value>) -> Result<Interaction, ApiError> {
     let schema = app.project.schema();
+    let no_points = || {
+        refused(
+            "no_points",
+            "there are no points: place some inside of the structure (foreground) or outside of it (background), then update again",
+        )
+    };
     let name = match params.get("label").and_then(Value::as_str) {
         Some(name) => name,
         None if schema.names().len() == 1 => &schema.names()[0],
-        None => "",
+        None => {
+            let voxels = |key: &str| -> Result<Vec<[usize; 3]>, ApiError> {
+                let found = points(params, key, 0)?;
+                Ok(found.into_iter().map(|click| click.voxel).collect())
+            };
+            let [foreground, background] = [voxels("foreground")?, voxels("background")?];
+            if foreground.is_empty() {
+                return Err(no_points());
+            }
+            return Ok(Interaction::Unnamed {
+                foreground,
+                background,
+            });
+        }
     };
     let value = schema.value_of(name).ok_or_else(|| {
         refused(
@@ -143,10 +162,7 @@ fn deepgrow(app: &App, params: &Map<String, Value>) -> Result<Interaction, ApiEr
     let mut clicks = points(params, "foreground", value)?;
     clicks.extend(points(params, "background", 0)?);
     if clicks.is_empty() {
-        return Err(refused(
-            "no_points",
-            "there are no points: place some inside of the structure (foreground) or outside of it (background), then update again",
-        ));
+        return Err(no_points());
     }
     Ok(Interaction::Clicks {
         clicks,

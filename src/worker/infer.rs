@@ -55,7 +55,7 @@ impl Worker {
     pub(super) fn infer(
         &mut self,
         job: &Job,
-        request: InferRequest,
+        mut request: InferRequest,
         reporter: &Reporter,
     ) -> Outcome {
         let started = Instant::now();
@@ -93,6 +93,20 @@ impl Worker {
         let ahead = kept.is_some();
         // The worker that had it before was lost with it, perhaps because there was too little memory.
         let window = Window::of_attempt(job.attempts);
+        if let (
+            Some(Interaction::Unnamed {
+                foreground,
+                background,
+            }),
+            Some(version),
+        ) = (&request.interaction, &version)
+        {
+            let points = [&foreground[..], background];
+            match self.named((version, window), &path, &budget, points, reporter) {
+                Ok(named) => request.interaction = Some(named),
+                Err(failure) => return told(failure),
+            }
+        }
         let proposal = match (kept, &request.interaction, &version) {
             (Some((labels, about)), _, _) => Ok(Proposal {
                 labels,
@@ -107,18 +121,17 @@ impl Worker {
                 self.propose_with_clicks((version, window), &path, &budget, clicks, reporter)
             }
             (None, None, Some(version)) => self.propose(version, &path, &budget, window, reporter),
-            (None, _, None) => Err(no_version(&request.model)),
+            (None, Some(Interaction::Unnamed { .. }), _) | (None, _, None) => {
+                Err(no_version(&request.model))
+            }
         };
         let Proposal {
             mut labels,
             about,
             read_s,
         } = match proposal {
-            Err(Failure::Image(error)) => {
-                return refused(format!("the image is refused: {error}"));
-            }
-            Err(Failure::Refused(reason)) => return refused(reason),
-            proposal => proposal?,
+            Ok(proposal) => proposal,
+            Err(failure) => return told(failure),
         };
         let post = Instant::now();
         let names = self.shown(&request, &mut labels);
@@ -360,6 +373,15 @@ fn sample(asked: ResultType) -> Sample {
         ResultType::Int16 => Sample::I16,
         ResultType::Int32 => Sample::I32,
         ResultType::Float32 => Sample::F32,
+    }
+}
+
+/// What a failure is to the client: an answer when it is the sender's matter.
+fn told(failure: Failure) -> Outcome {
+    match failure {
+        Failure::Image(error) => refused(format!("the image is refused: {error}")),
+        Failure::Refused(reason) => refused(reason),
+        failure => Err(failure),
     }
 }
 

@@ -11,7 +11,7 @@ use crate::imaging::scribbles::{Mark, Region, refine};
 use crate::imaging::{Budget, Geometry, LabelFile, Volume, read_label};
 use crate::model::{Click, ModelError, Segmentation};
 use crate::project::on_grid;
-use crate::project::requests::Scribbles;
+use crate::project::requests::{Interaction, Scribbles};
 use crate::rounds::registry::ModelVersion;
 
 /// Where a stroke file says what its values are.
@@ -57,6 +57,56 @@ impl Worker {
         self.scans.put(held);
         let (made, window) = made?;
         Ok(Proposal::new(made, Some(window), read_s))
+    }
+
+    /// Points of a structure that the client does not name, as clicks: it is the one nearest to the first of them in what
+    /// the model says without points, so that the answer follows from the scan and the points alone.
+    pub(super) fn named(
+        &mut self,
+        (version, window): (&ModelVersion, Window),
+        image: &Path,
+        budget: &Budget,
+        [foreground, background]: [&[[usize; 3]]; 2],
+        reporter: &Reporter,
+    ) -> Result<Interaction, Failure> {
+        let mut held = self.scans.take(image, budget)?;
+        let alone = shrinking(window, |window| {
+            let key = (version.weights_sha256.clone(), window);
+            if held.alone.as_ref().is_none_or(|(known, _)| *known != key) {
+                let (made, _) = self.with_clicks(&mut held, (version, window), &[], reporter)?;
+                held.alone = Some((key, made.labels));
+            }
+            Ok(())
+        });
+        let labels = held.alone.as_ref().map(|(_, labels)| labels);
+        let value = labels
+            .zip(foreground.first())
+            .and_then(|(labels, point)| nearest(labels, *point));
+        self.scans.put(held);
+        alone?;
+        let schema = self.project.schema();
+        let found = value.and_then(|value| {
+            let mut values = schema.values().into_iter();
+            values.find(|(of, _)| *of == value)
+        });
+        let (value, name) = found.ok_or_else(|| {
+            Failure::Refused(format!(
+                "the request names no label, and the model finds no structure near the points; name one of: {}; or use the \
+                 model's -deepedit form, which takes points of every label",
+                schema.names().join(", ")
+            ))
+        })?;
+        let of = |class: u16| {
+            move |voxel: &[usize; 3]| Click {
+                class,
+                voxel: *voxel,
+            }
+        };
+        let clicks = foreground.iter().map(of(value));
+        Ok(Interaction::Clicks {
+            clicks: clicks.chain(background.iter().map(of(0))).collect(),
+            only: Some(name),
+        })
     }
 
     fn with_clicks(
@@ -220,6 +270,26 @@ fn told(error: ModelError) -> Failure {
     }
 }
 
+/// The structure nearest to a voxel `[z, y, x]`, in mm; none on an empty label map.
+fn nearest(labels: &Volume<u16>, from: [usize; 3]) -> Option<u16> {
+    let ([_, h, w], mm) = (labels.geometry.shape(), labels.geometry.spacing_mm());
+    let distance = |at: usize| -> f64 {
+        let voxel = [at / (h * w), at / w % h, at % w];
+        (0..3)
+            .map(|axis| (voxel[axis].abs_diff(from[axis]) as f64 * mm[axis]).powi(2))
+            .sum()
+    };
+    let structures = labels
+        .voxels
+        .iter()
+        .enumerate()
+        .filter(|(_, value)| **value > 0);
+    structures
+        .map(|(at, value)| (distance(at), *value))
+        .min_by(|a, b| a.0.total_cmp(&b.0))
+        .map(|(_, value)| value)
+}
+
 /// The box in array order, clipped to the image; the whole image without one.
 fn region(roi: Option<[i64; 6]>, image: &Geometry) -> Result<Region, Failure> {
     let shape = image.shape();
@@ -281,6 +351,22 @@ fn marks(scribbles: &Scribbles, image: &Geometry) -> Result<Vec<Mark>, Failure> 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_nearest_structure_is_nearest_in_mm() {
+        let steps = [[0.0, 0.0, 5.0], [0.0, 1.0, 0.0], [1.0, 0.0, 0.0]];
+        let grid = Geometry::new([4, 9, 9], [0.0; 3], steps).unwrap();
+        let mut labels = Volume::new(grid, vec![0; 4 * 81]).unwrap();
+        assert_eq!(nearest(&labels, [1, 4, 4]), None);
+        labels.voxels[2 * 81 + 4 * 9 + 4] = 1;
+        labels.voxels[81 + 4 * 9 + 8] = 2;
+        assert_eq!(
+            nearest(&labels, [1, 4, 4]),
+            Some(2),
+            "4 mm, and not one slice of 5 mm"
+        );
+        assert_eq!(nearest(&labels, [3, 4, 5]), Some(1));
+    }
 
     #[test]
     fn boxes_are_sorted_turned_and_clipped() {

@@ -24,12 +24,16 @@ pub struct HeldScan {
     pub scan: Volume<f32>,
     /// SHA-256 of the weights of the model that it was opened with and its window, and what that one said.
     pub open: Option<((String, Window), OpenScan)>,
+    /// What such a model says without points, where that was needed.
+    pub alone: Option<((String, Window), Volume<u16>)>,
 }
 
 impl HeldScan {
     fn bytes(&self) -> usize {
         let open = self.open.as_ref().map_or(0, |(_, open)| open.bytes());
-        self.scan.voxels.len() * size_of::<f32>() + open
+        let alone = self.alone.as_ref();
+        let alone = alone.map_or(0, |(_, labels)| labels.voxels.len() * size_of::<u16>());
+        self.scan.voxels.len() * size_of::<f32>() + open + alone
     }
 }
 
@@ -77,6 +81,7 @@ impl HeldScans {
             sha256,
             scan,
             open: None,
+            alone: None,
         })
     }
 

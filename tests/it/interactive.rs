@@ -342,6 +342,20 @@ async fn points_as_slicer_sends_them() {
     assert_eq!(reply.json()["label_names"], json!({"liver": 1}));
     assert_eq!(reply.json()["model"], "pct-net-s-clicks");
 
+    // OHIF names no label: it is the structure that the model alone sees nearest to the first point.
+    let nearest = (1u16..).zip(ORGANS).find_map(|(value, name)| {
+        let voxel = plain.voxels.iter().position(|found| *found == value)?;
+        let [_, h, w] = plain.geometry.shape();
+        Some((*name, [voxel % w, voxel / w % h, voxel / (w * h)]))
+    });
+    let (name, point) = nearest.expect("the model finds something");
+    let params = json!({"foreground": [point], "background": [[0, 0, 0]]});
+    let unnamed = site.label(&site.infer(grow, params.clone(), None).await);
+    let mut named = params;
+    named["label"] = json!(name);
+    assert!(unnamed == site.label(&site.infer(grow, named, None).await));
+    let point = site.inside(1);
+
     for (params, words) in [
         (
             json!({"label": "liver", "foreground": [], "background": []}),
@@ -351,7 +365,11 @@ async fn points_as_slicer_sends_them() {
             json!({"label": "lung", "foreground": [point]}),
             "use one of: liver, spleen",
         ),
-        (json!({"foreground": [point]}), "use one of: liver, spleen"),
+        (
+            json!({"foreground": [[500, 2, 3]]}),
+            "(500, 2, 3) lies outside of the image",
+        ),
+        (json!({"background": [point]}), "no points"),
         (
             json!({"label": "liver", "foreground": [[1, 2]]}),
             "[i, j, k]",
