@@ -69,7 +69,7 @@ pub struct StaleLabel {
 }
 
 impl Database {
-    /// All images, whatever their state, in no order.
+    /// All images in order of first sight, whatever their state; only what tells them apart.
     pub async fn images_seen(&self) -> Result<Vec<SeenImage>, StoreError> {
         Ok(sqlx::query_as(sql!("images_seen"))
             .fetch_all(self.readers())

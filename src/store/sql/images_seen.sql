@@ -1,1 +1,1 @@
-SELECT id, source, file, state, size_bytes, mtime_ms FROM images
+SELECT id, source, file, state, size_bytes, mtime_ms FROM images ORDER BY seq
