@@ -22,9 +22,9 @@ sys.path.insert(0, str(ROOT / "tests/python"))
 
 import numpy  # noqa: E402
 from monailabel.client.client import MONAILabelClient  # noqa: E402
+from studies import memory_mib, processor_s  # noqa: E402
 
 import serving  # noqa: E402
-from studies import memory_mib, processor_s  # noqa: E402
 
 SHAPE, SPACING_MM = (256, 256, 128), (1.5, 1.5, 2.5)
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import pathlib
 from collections.abc import Iterator
 
 import nibabel
 import numpy
 import pytest
+import requests
 from monailabel.client.client import MONAILabelClient, MONAILabelClientException
 
 from serving import LABELS, SHAPE, STUDIES, Server, click_model, running, save, torso
@@ -99,6 +101,28 @@ def test_deepgrow(user: MONAILabelClient, site: Server) -> None:
     away = voxels(user.infer(GROW, "", wrong | {"foreground": [], "background": [point]}, session_id=session)[0])
     assert away.sum() <= grown.sum()
     user.remove_session(session)
+
+
+def test_points_as_ohif_sends_them(site: Server) -> None:
+    """Without a label's name for Deepgrow; the viewer shows the result as the segment that is chosen there."""
+
+    def infer(model: str, points: dict) -> numpy.ndarray:
+        params = {"result_extension": ".nrrd", "result_dtype": "uint8", "result_compress": False, "restore_label_idx": False}
+        form = {"params": (None, json.dumps(points | params))}
+        headers = {"accept": "application/json, multipart/form-data"}
+        answer = requests.post(f"{site.url}/infer/{model}?image={STUDIES[1]}&output=image", headers=headers, files=form, timeout=300)
+        assert answer.status_code == 200, answer.text
+        data = answer.content.split(b"\n\n", 1)[1]
+        return numpy.frombuffer(data, numpy.uint8).reshape(SHAPE, order="F")
+
+    spleen = middle(1, 2)
+    unnamed = infer(GROW, {"foreground": [spleen], "background": [[0, 0, 0]]})
+    assert set(numpy.unique(unnamed)) == {0, 1}
+    assert unnamed[tuple(spleen)] == 1
+    named = infer(GROW, {"foreground": [spleen], "background": [[0, 0, 0]], "label": LABELS[1]})
+    assert numpy.array_equal(unnamed, named), "the structure that is there"
+    edited = infer(EDIT, {"background": [], LABELS[1]: [spleen]})
+    assert edited[tuple(spleen)] == 2
 
 
 @pytest.mark.parametrize("method", STROKES)

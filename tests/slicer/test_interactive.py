@@ -43,7 +43,7 @@ def truth(panel: Panel, value: int) -> numpy.ndarray:
     """An organ of the sample, [z, y, x]."""
     image = panel.widget.current_sample["id"]
     seed = STUDIES.index(image) if image in STUDIES else 3
-    return torso(seed)[1].T == value
+    return value == torso(seed)[1].T
 
 
 def middle(mask: numpy.ndarray) -> list[int]:
