@@ -83,14 +83,13 @@ impl Project {
 
     /// As [`Project::images`], without what only answers about single images need.
     pub async fn image_marks(&self) -> Result<Vec<ImageMark>, ProjectError> {
-        let rows = self.store().database.images_seen().await?;
+        let rows = self.store().database.image_marks().await?;
         rows.into_iter()
-            .filter(|row| row.state == "present")
-            .map(|row| {
+            .map(|(id, mtime_ms, size_bytes)| {
                 Ok(ImageMark {
-                    id: ImageId::parse(&row.id)?,
-                    ts: row.mtime_ms.div_euclid(1000),
-                    size_bytes: u64::try_from(row.size_bytes).unwrap_or_default(),
+                    id: ImageId::parse(&id)?,
+                    ts: mtime_ms.div_euclid(1000),
+                    size_bytes: u64::try_from(size_bytes).unwrap_or_default(),
                 })
             })
             .collect()

@@ -9,7 +9,6 @@ use super::scores::ImageScores;
 use crate::model::Passes;
 use crate::project::{ImageMark, ImageRow, Map, Project, ProjectError, StoreError};
 use crate::rounds::registry::{ModelVersion, Registry};
-use crate::rounds::strategy::labelled_images;
 use crate::store::rows::{self, ScoreRecord};
 
 /// How a model is asked.
@@ -82,7 +81,7 @@ pub async fn pending(
     let known: HashMap<&str, &ScoreRecord> =
         rows.iter().map(|row| (row.image.as_str(), row)).collect();
     let held_out = project.test_images().await?;
-    let labelled = labelled_images(project).await?;
+    let labelled = project.labelled_images().await?;
     let asked = how.as_text();
     let is_known = |image: &ImageRow| {
         known.get(image.id.as_str()).is_some_and(|row| {
@@ -97,7 +96,7 @@ pub async fn pending(
         .into_iter()
         .filter(|image| !held_out.contains(image.id.as_str()) && !is_known(image))
         .collect();
-    pending.sort_by_key(|image| labelled.contains_key(&image.id));
+    pending.sort_by_key(|image| labelled.contains_key(image.id.as_str()));
     Ok(pending)
 }
 

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use super::pool::{Candidate, Labelled, Pool};
 use super::{Strategy, StrategyError, record, table};
-use crate::project::{ImageId, ImageMark, ImageRow, LabelRow, Map, Project, ProjectError, Tag};
+use crate::project::{ImageId, ImageMark, ImageRow, Map, Project, ProjectError};
 use crate::rng::Rng;
 use crate::rounds::registry::{ModelVersion, Registry};
 use crate::rounds::scoring::{self, Kept};
@@ -106,16 +106,16 @@ impl Offer {
         strategy: &'static Strategy,
         taken: &HashSet<String>,
     ) -> Result<Self, StrategyError> {
-        let done = labelled_images(project).await?;
+        let done = project.labelled_images().await?;
         let held_out = project.test_images().await?;
         let (mut open, mut labelled) = (Vec::new(), Vec::new());
         for image in project.image_marks().await? {
             let id = image.id.as_str();
-            match done.get(&image.id) {
-                Some(label) => {
-                    let names = project.schema().names();
-                    let annotated = names.iter().map(|name| label.annotated.contains(name));
-                    labelled.push((image, annotated.collect()));
+            match done.get(id) {
+                Some(annotated) => {
+                    let names = project.schema().names().iter();
+                    let present = names.map(|name| annotated.contains(name)).collect();
+                    labelled.push((image, present));
                 }
                 None if !held_out.contains(id) && !taken.contains(id) => open.push(image),
                 None => {}
@@ -216,20 +216,6 @@ pub(in crate::rounds) async fn where_to_look(
     let kept = scoring::kept(project, &live.name, only, Some(image.id.as_str())).await?;
     let kept = kept.get(image.id.as_str());
     Ok(kept.and_then(|kept| uncertainty(project, &live.name, kept)))
-}
-
-/// The accepted labels by image.
-///
-/// # Errors
-/// When the store does not answer.
-pub(in crate::rounds) async fn labelled_images(
-    project: &Project,
-) -> Result<HashMap<ImageId, LabelRow>, ProjectError> {
-    let labels = project.labels_tagged(&Tag::accepted()).await?;
-    Ok(labels
-        .into_iter()
-        .map(|label| (label.image.clone(), label))
-        .collect())
 }
 
 /// Rounds of training behind a model: its versions that have a parent.

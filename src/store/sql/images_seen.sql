@@ -1,1 +1,1 @@
-SELECT id, source, file, state, size_bytes, mtime_ms FROM images ORDER BY seq
+SELECT id, source, file, state, size_bytes, mtime_ms FROM images
