@@ -91,7 +91,7 @@ def test_offered(panel: Panel, tmp_path: pathlib.Path) -> None:
     panel.picture(tmp_path / "interactive.png")
 
 
-def test_deepgrow(panel: Panel) -> None:
+def test_deepgrow(panel: Panel, tmp_path: pathlib.Path) -> None:
     panel.ui.deepgrowModelSelector.setCurrentText(f"{MODEL}-deepgrow")
     panel.settle()
     panel.ui.labelComboBox.setCurrentText(LABELS[0])
@@ -107,6 +107,7 @@ def test_deepgrow(panel: Panel) -> None:
     assert second[k, j, i]
     assert not second[tuple(outside[::-1])]
     assert panel.segments() == list(LABELS)
+    panel.picture(tmp_path / "deepgrow.png")
 
 
 def test_deepedit(panel: Panel) -> None:
@@ -153,7 +154,7 @@ def paint(panel: Panel, organ: numpy.ndarray) -> tuple[numpy.ndarray, numpy.ndar
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_scribbles(panel: Panel, method: str) -> None:
+def test_scribbles(panel: Panel, method: str, tmp_path: pathlib.Path) -> None:
     panel.ui.scribblesMethodSelector.setCurrentText(method)
     panel.ui.scribLabelComboBox.setCurrentText(LABELS[0])
     wanted, other = truth(panel, 1), truth(panel, 2)
@@ -165,6 +166,8 @@ def test_scribbles(panel: Panel, method: str) -> None:
     assert not found[outside].any()
     assert dice(found, wanted) > 0.85
     assert numpy.array_equal(panel.mask("foreground_scribbles"), inside), "the strokes are kept for the next update"
+
+    panel.picture(tmp_path / "scribbles.png")
 
     # More background takes voxels away, at once and for certain.
     wrong = outside.copy()
