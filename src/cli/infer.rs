@@ -235,7 +235,8 @@ fn parse_click(text: &str, labels: &LabelSchema) -> anyhow::Result<Click> {
             ))
         })?,
     };
-    let [i, j, k] = parse_triple::<usize>(place).map_err(|reason| wrong(&reason.to_string()))?;
+    let [i, j, k] = parse_triple::<usize>(place)
+        .map_err(|reason| wrong(&format!("it has to be LABEL=I,J,K: {reason}")))?;
     Ok(Click {
         class,
         voxel: [k, j, i],
