@@ -57,11 +57,17 @@ def ras(panel: Panel, ijk: list[int]) -> list[float]:
     return list(matrix.MultiplyPoint((*ijk, 1.0))[:3])
 
 
-def place(panel: Panel, positive: bool, ijk: list[int]) -> None:
-    """A point as the clinician places it; the plugin asks the server at once."""
-    node = panel.widget.dgPositivePointListNode if positive else panel.widget.dgNegativePointListNode
+def point(panel: Panel, node: vtk.vtkObject, ijk: list[int]) -> None:
+    """A point as the mouse places it: it is the active one of its list. The plugin asks the server at once."""
+    node.CreateDefaultDisplayNodes()
+    node.GetDisplayNode().SetActiveControlPoint(node.GetNumberOfControlPoints())
     node.AddControlPoint(vtk.vtkVector3d(*ras(panel, ijk)))
     panel.settle()
+
+
+def place(panel: Panel, positive: bool, ijk: list[int]) -> None:
+    """A point, after which all is well."""
+    point(panel, panel.widget.dgPositivePointListNode if positive else panel.widget.dgNegativePointListNode, ijk)
     panel.assert_well()
 
 
@@ -133,9 +139,7 @@ def test_deepedit(panel: Panel) -> None:
 def test_point_outside(panel: Panel) -> None:
     panel.ui.deepgrowModelSelector.setCurrentText(f"{MODEL}-deepgrow")
     panel.settle()
-    node = panel.widget.dgPositivePointListNode
-    node.AddControlPoint(vtk.vtkVector3d(*ras(panel, [500, 5, 5])))
-    panel.settle()
+    point(panel, panel.widget.dgPositivePointListNode, [500, 5, 5])
     assert any("unexpected error" in text and "(500, 5, 5) lies outside of the image" in text for text in panel.errors())
 
 
