@@ -414,7 +414,7 @@ async fn strokes_as_slicer_sends_them() {
     let away = distance_mm(shape, geometry.spacing_mm(), liver);
     let most = depth.iter().copied().fold(0.0, f32::max);
     let foreground = |v: usize| depth[v] > 0.7 * most;
-    let background = |v: usize| (15.0..25.0).contains(&away[v]) && v % 5 == 0;
+    let background = |v: usize| (15.0..25.0).contains(&away[v]) && v.is_multiple_of(5);
     let painted = site.strokes(geometry, |v| {
         if foreground(v) {
             3

@@ -78,7 +78,7 @@ def make_studies(folder: pathlib.Path) -> pathlib.Path:
     return studies
 
 
-def click_model(folder: pathlib.Path, steps: int = 80) -> pathlib.Path:
+def click_model(folder: pathlib.Path, steps: int = 120) -> pathlib.Path:
     """A model that takes clicks and has learned a little, from scans that are no studies."""
     data, model = folder / "learning", folder / "clicks"
     for name in ("imagesTr", "labelsTr"):
@@ -89,8 +89,9 @@ def click_model(folder: pathlib.Path, steps: int = 80) -> pathlib.Path:
         scan, label = torso(seed)
         save(data / "imagesTr" / f"{seed}.nii.gz", scan)
         save(data / "labelsTr" / f"{seed}.nii.gz", label)
-    command = [PROGRAM, "train", "--data", data, "--out", model, "--clicks", "--steps", str(steps), "--val-split", "0"]
-    subprocess.run(command, check=True, capture_output=True)
+    # The window of these organs, so that few steps are enough.
+    options = ["--clicks", "--steps", str(steps), "--val-split", "0", "--hu-window=-100,200"]
+    subprocess.run([PROGRAM, "train", "--data", data, "--out", model, *options], check=True, capture_output=True)
     return model
 
 
