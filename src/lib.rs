@@ -52,6 +52,13 @@
 //! part of a multipart answer with `Content-Length`, which MONAI Label's client needs. A client that
 //! leaves takes its job along.
 //!
+//! # A click, a stroke
+//! Names that `/infer` knows beyond the models are in `rest/interaction.rs`. Points travel as voxels of the file to the
+//! worker, which holds the scans last used (`worker/scans.rs`). [`model::OpenScan`] keeps the blended logits of such a scan: a
+//! click becomes a Gaussian in an input channel of its class (`model/clicks.rs`), windows that see it are asked with the old and
+//! with the new clicks, and the blend gets the difference. Strokes become a mask by [`imaging::scribbles`]: likelihoods of
+//! intensities, the model's probabilities as odds before them, and a minimum cut on the grid of the file.
+//!
 //! # A next case
 //! `POST /activelearning/{strategy}` chooses among the images without an accepted label ([`rounds::strategy`], one file per
 //! formula). What a strategy goes by was computed before: a job of kind score asks the live version about every image

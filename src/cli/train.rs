@@ -14,8 +14,8 @@ use super::progress::Progress;
 use super::{Usage, parse_spacing, parse_triple, parse_window, report};
 use crate::model::pretrain::run_folder;
 use crate::model::{
-    Augment, CheckpointPlan, DeviceChoice, EndedEarly, Given, LabelSchema, Lineage, Manifest,
-    ModelDescription, PctNetConfig, Spacing, Survey, TrainCase, TrainEvent, TrainOptions,
+    Augment, CheckpointPlan, ClickGuidance, DeviceChoice, EndedEarly, Given, LabelSchema, Lineage,
+    Manifest, ModelDescription, PctNetConfig, Spacing, Survey, TrainCase, TrainEvent, TrainOptions,
     TrainRequest, measure_loading,
 };
 use crate::rng::Rng;
@@ -87,6 +87,11 @@ pub struct TrainArgs {
     /// Test-time augmentation of validations: none, or flips (the mean with the mirrored scan; twice the time)
     #[arg(long, default_value = "none", value_parser = ["none", "flips"])]
     tta: String,
+    /// Make a model that takes clicks: further input channels show where a person clicked for each structure and for the
+    /// background, and clicks are simulated on its mistakes; it goes on to segment without clicks too. A model that takes
+    /// clicks already stays one
+    #[arg(long)]
+    clicks: bool,
     /// Threads that make patches [default: a quarter of the cores]
     #[arg(long, default_value_t = 0, hide_default_value = true, value_name = "N")]
     loaders: usize,
@@ -334,8 +339,13 @@ impl TrainArgs {
                     hu_window: Some(self.hu_window.unwrap_or(model.preprocessing.hu_window)),
                     patch: Some(self.patch.unwrap_or(model.patch)),
                 };
+                let classes = labels.class_count();
                 let network = PctNetConfig {
-                    class_num: labels.class_count(),
+                    class_num: classes,
+                    in_chns: match model.clicks {
+                        Some(_) => ClickGuidance::channels(classes),
+                        None => model.network.in_chns,
+                    },
                     ..model.network
                 };
                 let (preprocessing, patch, data) = survey.plan(&network, &given);
@@ -360,10 +370,16 @@ impl TrainArgs {
                     labels,
                     preprocessing,
                     patch,
+                    clicks: None,
                     trained: false,
                     lineage: lineage(data),
                 }
             }
+        };
+        let model = if self.clicks {
+            with_clicks(model)
+        } else {
+            model
         };
         let fits = model.network.check_patch(model.patch);
         fits.map_err(|error| Usage(error.to_string()))?;
@@ -392,6 +408,22 @@ impl TrainArgs {
             device: self.device,
             weight_decay: defaults.weight_decay,
         }
+    }
+}
+
+/// A model that takes clicks. It has a name of its own, so that a server shows it beside the one that it came from.
+fn with_clicks(model: ModelDescription) -> ModelDescription {
+    if model.clicks.is_some() {
+        return model;
+    }
+    ModelDescription {
+        name: format!("{}-clicks", model.name),
+        clicks: Some(ClickGuidance::default()),
+        network: PctNetConfig {
+            in_chns: ClickGuidance::channels(model.network.class_num),
+            ..model.network
+        },
+        ..model
     }
 }
 

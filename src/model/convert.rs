@@ -79,6 +79,7 @@ pub fn convert(
         network,
         labels: options.labels.clone(),
         preprocessing: options.preprocessing.clone(),
+        clicks: None,
         // Heads that start afresh have learned nothing.
         trained: report.missing.is_empty() && report.reshaped.is_empty(),
         lineage: Lineage {
@@ -111,6 +112,7 @@ pub fn create_untrained(
         patch: network.input_size,
         labels: labels.clone(),
         preprocessing: Preprocessing::default(),
+        clicks: None,
         trained: false,
         lineage: Lineage {
             seed: Some(seed),

@@ -59,6 +59,7 @@ pub use stale::STALE;
 pub use statistics::{Annotator, PartCount, Statistics};
 pub use structures::{Code, Structure, Terminology};
 pub use submit::SubmitLabel;
+pub(crate) use submit::on_grid;
 pub use upkeep::{Backup, Checked, backup, check, restore};
 pub use vitals::{Queue, Space, Vitals};
 

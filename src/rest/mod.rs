@@ -36,6 +36,7 @@ mod health;
 mod idle;
 mod infer;
 mod info;
+mod interaction;
 mod leases;
 mod logs;
 mod metrics;

@@ -107,7 +107,7 @@ impl Worker {
                 .map_err(|error| error.to_string()),
             Err(Failure::Stopped) => return,
             Err(Failure::Image(error)) => Err(error.to_string()),
-            Err(Failure::Error(reason)) => Err(reason),
+            Err(Failure::Refused(reason) | Failure::Error(reason)) => Err(reason),
         };
         if let Err(reason) = kept {
             tracing::warn!("a proposal could not be made ahead: {reason}");

@@ -10,6 +10,8 @@ pub enum Failure {
     Stopped,
     /// The image cannot be used.
     Image(ImagingError),
+    /// What was asked for cannot be done with this image, and why: the client's matter.
+    Refused(String),
     /// What to tell the client.
     Error(String),
 }

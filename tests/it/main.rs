@@ -15,6 +15,7 @@ mod faults;
 mod formats;
 mod history;
 mod infer;
+mod interactive;
 mod layering;
 mod pretrain;
 mod rest_activelearning;

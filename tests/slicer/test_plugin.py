@@ -65,10 +65,10 @@ def test_connect(panel: Panel, tmp_path: pathlib.Path) -> None:
     assert panel.texts("trainerBox") == [MODEL]
     assert panel.texts("labelComboBox") == list(LABELS)
     assert panel.ui.nextSampleButton.enabled
-    # There are no models for clicks and scribbles, so their groups are not offered.
+    # The model does not take clicks, so that their group is not offered; strokes need no model.
     assert panel.ui.segmentationCollapsibleButton.visible
     assert not panel.ui.deepgrowCollapsibleButton.visible
-    assert not panel.ui.scribblesCollapsibleButton.visible
+    assert panel.ui.scribblesCollapsibleButton.visible
     panel.picture(tmp_path / "connected.png")
 
 

@@ -7,7 +7,8 @@ use burn::tensor::{Tensor, TensorData, backend::Backend};
 
 use super::band::Band;
 use super::passes::{BothSides, Dropped, Member, Once, Passes};
-use super::segment::{AIR_HU, cut, normalise, prepare, ready};
+use super::prepared::{AIR_HU, cut, normalise, prepare};
+use super::segment::ready;
 use super::windows;
 use crate::imaging::{Geometry, Volume, orientation};
 use crate::model::engine::{DeviceChoice, Engine, on_engine};
@@ -203,7 +204,7 @@ impl Explorer {
             on_window,
             &mut |_, z| band.borrow_mut().finish_below(z, visit),
             &mut |(number, start), voxels| {
-                let mut found = Answers::new(classes, voxels.len());
+                let mut found = Answers::new(classes, weights.len());
                 for member in &self.members {
                     let seed = seeds.at(number as u64);
                     member.ask(&voxels, seed, &mut |logits| found.add(logits, answers));
@@ -233,7 +234,9 @@ impl Explorer {
         for &z in &zs {
             row(done, z.max(0) as usize);
             for (&y, &x) in ys.iter().flat_map(|y| xs.iter().map(move |x| (y, x))) {
-                if let Some(voxels) = cut(&explored.scan, [z, y, x], patch, air) {
+                if let Some(mut voxels) = cut(&explored.scan, [z, y, x], patch, air) {
+                    // Nobody has clicked.
+                    voxels.resize(voxels.len() * self.manifest.network.in_chns, 0.0);
                     each((done, [z, y, x]), voxels);
                 }
                 done += 1;
@@ -356,7 +359,7 @@ impl Probabilities {
 
 /// The features of a patch, on some device.
 trait Describe: Send {
-    /// `[channels, d, h, w]` of the coarse decoded features of a patch `[1, d, h, w]`.
+    /// `[channels, d, h, w]` of the coarse decoded features of a patch `[channels, d, h, w]`.
     fn features(&self, patch: Vec<f32>) -> Vec<f32>;
 }
 
@@ -369,7 +372,8 @@ struct Describer<B: Backend> {
 impl<B: Kernels> Describe for Describer<B> {
     fn features(&self, patch: Vec<f32>) -> Vec<f32> {
         let [d, h, w] = self.patch;
-        let data = TensorData::new(patch, [1, 1, d, h, w]);
+        let channels = patch.len() / (d * h * w);
+        let data = TensorData::new(patch, [1, channels, d, h, w]);
         let input = Tensor::<B, 5>::from_data(data, &self.device);
         to_f32(self.net.coarse_features(input).into_data())
     }
@@ -419,11 +423,7 @@ fn member<B: Kernels + 'static>(
     let net = ready(engine, net, channels, patch, precision, device)?;
     let mirror = model.labels.mirrored().filter(|_| passes == Passes::Flips);
     Ok(match mirror {
-        Some(mirror) => Box::new(BothSides {
-            net,
-            mirror,
-            width: patch[2],
-        }),
+        Some(mirror) => Box::new(BothSides { net, mirror, patch }),
         None => Box::new(Once(net)),
     })
 }

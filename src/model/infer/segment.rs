@@ -7,21 +7,20 @@ use std::time::Instant;
 
 use burn::tensor::{Tensor, TensorData, backend::Backend};
 
-use super::blend::Blend;
 use super::mirrored::Mirrored;
+use super::open::OpenScan;
+use super::prepared::Prepared;
 use super::windows;
-use crate::imaging::{Geometry, ImagingError, Volume, orientation, resample};
+use crate::imaging::{Geometry, ImagingError, Volume};
+use crate::model::clicks::Click;
 use crate::model::engine::{DeviceChoice, Engine, on_engine};
 use crate::model::error::ModelError;
 use crate::model::kernels::{Kernels, pages::give_back};
-use crate::model::manifest::{Manifest, ModelDescription, Preprocessing};
+use crate::model::manifest::{Manifest, ModelDescription};
 use crate::model::pct_net::{Mode, PctNet, Plan, precision_on_cpu};
 use crate::model::precision::{Precision, PrecisionChoice};
 use crate::model::weights::{import, to_f32};
 use crate::rng::Rng;
-
-/// A window whose every voxel is below this holds only air; it is background without asking the network.
-pub(super) const AIR_HU: f32 = -900.0;
 
 /// A model ready to segment.
 pub struct Segmenter {
@@ -44,7 +43,7 @@ pub struct Segmentation {
 
 /// The network on some device.
 pub(in crate::model) trait Forward: Send {
-    /// Logits `[classes, d, h, w]` of one patch `[1, d, h, w]` of the model's size.
+    /// Logits `[classes, d, h, w]` of one patch `[channels, d, h, w]` of the model's size.
     fn logits(&self, patch: Vec<f32>) -> Vec<f32>;
 }
 
@@ -60,8 +59,9 @@ struct NetworkOn<B: Backend> {
 impl<B: Kernels> Forward for NetworkOn<B> {
     fn logits(&self, patch: Vec<f32>) -> Vec<f32> {
         let [d, h, w] = self.patch;
-        let input =
-            Tensor::<B, 5>::from_data(TensorData::new(patch, [1, 1, d, h, w]), &self.device);
+        let channels = patch.len() / (d * h * w);
+        let shape = [1, channels, d, h, w];
+        let input = Tensor::<B, 5>::from_data(TensorData::new(patch, shape), &self.device);
         to_f32(self.net.forward_finest(input, Mode::Eval).into_data())
     }
 }
@@ -219,20 +219,60 @@ impl Segmenter {
             voxels: noise.collect(),
             geometry: grid,
         };
-        self.segment(&scan, &mut |_, _| ControlFlow::Continue(()))?;
+        self.segment(&scan, &[], &mut |_, _| ControlFlow::Continue(()))?;
         Ok(())
     }
 
     /// Segments a scan in HU. `on_window` hears of each window (done, all) and may stop the work.
     ///
     /// # Errors
-    /// [`ModelError::Stopped`] when `on_window` breaks; an image that cannot be resampled.
+    /// [`ModelError::Stopped`] when `on_window` breaks; an image that cannot be resampled; clicks that the model does not
+    /// take, or outside of the scan.
     pub fn segment(
         &self,
         scan: &Volume<f32>,
+        clicks: &[Click],
         on_window: &mut dyn FnMut(usize, usize) -> ControlFlow<()>,
     ) -> Result<Segmentation, ModelError> {
-        segment(&*self.net, &self.manifest, scan, on_window)
+        segment(&*self.net, &self.manifest, scan, clicks, on_window)
+    }
+
+    /// Segments a scan and keeps what further clicks on it need.
+    ///
+    /// # Errors
+    /// As [`Segmenter::segment`].
+    pub fn open(
+        &self,
+        scan: &Volume<f32>,
+        clicks: &[Click],
+        on_window: &mut dyn FnMut(usize, usize) -> ControlFlow<()>,
+    ) -> Result<OpenScan, ModelError> {
+        OpenScan::new(&*self.net, &self.manifest, scan, clicks, on_window)
+    }
+
+    /// Bytes of memory that a scan on this grid would hold when it is open.
+    pub fn open_bytes(&self, scan: &Geometry) -> usize {
+        let spacing_mm = scan.spacing_mm();
+        let network_mm = self.manifest.preprocessing.spacing_mm.unwrap_or(spacing_mm);
+        let voxels = scan.voxel_count() as f64;
+        let volume = |mm: [f64; 3]| mm.iter().product::<f64>();
+        let network = voxels * volume(spacing_mm) / volume(network_mm);
+        let floats = (self.manifest.network.class_num + 2) * size_of::<f32>();
+        (network * floats as f64 + voxels * size_of::<u16>() as f64) as usize
+    }
+
+    /// Asks the network about the windows of an open scan that see other clicks than before; returns how many times it was
+    /// asked. After an error the open scan is of no use any more.
+    ///
+    /// # Errors
+    /// As [`Segmenter::segment`].
+    pub fn update(
+        &self,
+        open: &mut OpenScan,
+        clicks: &[Click],
+        on_window: &mut dyn FnMut(usize, usize) -> ControlFlow<()>,
+    ) -> Result<usize, ModelError> {
+        open.update(&*self.net, &self.manifest, clicks, on_window)
     }
 }
 
@@ -241,42 +281,29 @@ pub(in crate::model) fn segment(
     net: &dyn Forward,
     model: &ModelDescription,
     scan: &Volume<f32>,
+    clicks: &[Click],
     on_window: &mut dyn FnMut(usize, usize) -> ControlFlow<()>,
 ) -> Result<Segmentation, ModelError> {
-    // A tilted scan is shown to the network as the patient is; its labels return to the tilted grid.
-    if let Some(grid) = resample::upright(&scan.geometry).map_err(ImagingError::from)? {
-        let upright = resample::linear(scan, &grid, model.preprocessing.hu_window[0]);
-        let mut result = segment(net, model, &upright, on_window)?;
-        result.labels = resample::nearest(&result.labels, &scan.geometry, 0);
-        return Ok(result);
-    }
     let start = Instant::now();
-    let turn = orientation::to_lps(&scan.geometry);
-    let turned = turn.apply(scan);
-    let output = turned.geometry;
-    let prepared = prepare(turned, &model.preprocessing)?;
+    let prepared = Prepared::new(scan, model)?;
+    let clicks = prepared.clicks(model, clicks)?;
     let prepare_s = start.elapsed().as_secs_f64();
 
     let start = Instant::now();
-    let grid = prepared.geometry.shape();
-    let patch = model.patch;
-    let weights = windows::gaussian(patch);
-    let air = normalise(AIR_HU, model.preprocessing.hu_window);
-    let [zs, ys, xs] = [0, 1, 2].map(|axis| windows::starts(grid[axis], patch[axis]));
+    let weights = windows::gaussian(model.patch);
+    let [zs, ys, xs] = prepared.starts();
     let total = zs.len() * ys.len() * xs.len();
     let (mut done, mut skipped, mut finish_s) = (0, 0, 0.0);
-    let (out_mm, net_mm) = (output.spacing_mm(), prepared.geometry.spacing_mm());
-    let scale = [0, 1, 2].map(|axis| out_mm[axis] / net_mm[axis]);
-    let mut blend = Blend::new(model.network.class_num, grid, output.shape(), scale);
+    let mut blend = prepared.blend(model.network.class_num);
     for &z in &zs {
         let finish = Instant::now();
         blend.finish_below(z.max(0) as usize);
         finish_s += finish.elapsed().as_secs_f64();
         for (&y, &x) in ys.iter().flat_map(|y| xs.iter().map(move |x| (y, x))) {
-            match cut(&prepared, [z, y, x], patch, air) {
-                Some(voxels) => {
-                    let logits = net.logits(voxels);
-                    blend.add([z, y, x], patch, &logits, &weights);
+            match prepared.window([z, y, x], clicks.as_ref()) {
+                Some(input) => {
+                    let logits = net.logits(input);
+                    blend.add([z, y, x], model.patch, &logits, &weights);
                 }
                 None => skipped += 1,
             }
@@ -289,17 +316,10 @@ pub(in crate::model) fn segment(
     let network_s = start.elapsed().as_secs_f64() - finish_s;
 
     let finish = Instant::now();
-    let labels = Volume {
-        geometry: output,
-        voxels: blend.into_labels(),
-    };
-    let labels = turn.undo(&labels);
+    let labels = prepared.back(blend.into_labels());
     finish_s += finish.elapsed().as_secs_f64();
     Ok(Segmentation {
-        labels: Volume {
-            geometry: scan.geometry,
-            voxels: labels.voxels,
-        },
+        labels,
         timings: vec![
             ("prepare", prepare_s),
             ("network", network_s),
@@ -308,65 +328,4 @@ pub(in crate::model) fn segment(
         windows: total - skipped,
         windows_skipped: skipped,
     })
-}
-
-/// A scan in LPS order as network input: resampled to the model's spacing, HU window to [-1, 1].
-pub(in crate::model) fn prepare(
-    scan: Volume<f32>,
-    preprocessing: &Preprocessing,
-) -> Result<Volume<f32>, ModelError> {
-    let mut scan = match preprocessing.spacing_mm {
-        None => scan,
-        Some(spacing_mm) => {
-            let grid = resample::grid_with_spacing(&scan.geometry, spacing_mm)
-                .map_err(ImagingError::from)?;
-            let tolerance_mm = 1e-3;
-            if grid.same_grid(&scan.geometry, tolerance_mm) {
-                scan
-            } else {
-                resample::linear(&scan, &grid, preprocessing.hu_window[0])
-            }
-        }
-    };
-    for value in &mut scan.voxels {
-        *value = normalise(*value, preprocessing.hu_window);
-    }
-    Ok(scan)
-}
-
-pub(super) fn normalise(hu: f32, [low, high]: [f32; 2]) -> f32 {
-    (hu.clamp(low, high) - low) / (high - low) * 2.0 - 1.0
-}
-
-/// The voxels of a window, -1 outside the scan; `None` when nothing in it is above `air`.
-pub(super) fn cut(
-    scan: &Volume<f32>,
-    start: [isize; 3],
-    size: [usize; 3],
-    air: f32,
-) -> Option<Vec<f32>> {
-    let [d, h, w] = size;
-    let shape = scan.geometry.shape();
-    let mut patch = vec![-1f32; d * h * w];
-    let x_from = (-start[2]).max(0) as usize;
-    let x_to = (shape[2] as isize - start[2]).clamp(0, w as isize) as usize;
-    let mut tissue = false;
-    for z in 0..d {
-        let sz = start[0] + z as isize;
-        if sz < 0 || sz >= shape[0] as isize {
-            continue;
-        }
-        for y in 0..h {
-            let sy = start[1] + y as isize;
-            if sy < 0 || sy >= shape[1] as isize || x_from >= x_to {
-                continue;
-            }
-            let from = (sz as usize * shape[1] + sy as usize) * shape[2]
-                + (start[2] + x_from as isize) as usize;
-            let row = &scan.voxels[from..from + x_to - x_from];
-            patch[(z * h + y) * w + x_from..][..row.len()].copy_from_slice(row);
-            tissue |= row.iter().any(|&v| v > air);
-        }
-    }
-    tissue.then_some(patch)
 }

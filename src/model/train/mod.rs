@@ -8,6 +8,7 @@
 //! | `data` | a labelled case as it comes from the disk, and what may be wrong with it |
 //! | `store` | cases on the model's grid, on disk while training runs; where patches are centred |
 //! | `samples`, `augment` | a patch, and what is done to it, in one interpolation |
+//! | `clicks` | where a person would click, for a model that learns to take clicks |
 //! | `gradients` | clipping, the frozen encoder, the running average of the weights |
 //! | `run`, `validate` | the steps, the validations, the way back from numbers that are not finite |
 //! | `checkpoint`, `kept` | a run between two steps |
@@ -18,6 +19,7 @@
 
 mod augment;
 pub(super) mod checkpoint;
+mod clicks;
 mod data;
 mod gradients;
 mod kept;

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use burn::backend::Autodiff;
 use burn::module::AutodiffModule;
 use burn::optim::{GradientsParams, Optimizer};
-use burn::tensor::{Tensor, TensorData, backend::Backend};
+use burn::tensor::{Tensor, backend::Backend};
 
 use super::checkpoint::{self, Checkpoint};
 use super::data::{CaseNote, TrainCase, load};
@@ -27,8 +27,9 @@ use crate::model::loss::{Target, deep_supervised};
 use crate::model::manifest::{Manifest, write_model};
 use crate::model::pct_net::{DropoutStream, Mode, PctNet};
 use crate::model::precision::{Precision, PrecisionChoice};
-use crate::model::weights::{LoadReport, State, export, import, is_head, to_f32};
+use crate::model::weights::{LoadReport, State, export, fit_inputs, import, is_head, to_f32};
 use crate::rng::Rng;
+use recent::Recent;
 
 /// Steps between two states that a run can be put back to.
 const GOOD_EVERY: usize = 100;
@@ -51,10 +52,13 @@ pub fn train(
         Some(dir) => {
             let manifest = Manifest::read(dir)?;
             let mut state = manifest.read_weights(dir)?;
+            let mut inputs = manifest.network.in_chns;
             if manifest.labels != model.labels {
-                // Even where their number is the same, the old outputs mean other structures.
+                // Even where their number is the same, the old outputs and clicks mean other structures.
                 state.retain(|name, _| !is_head(name));
+                inputs = 1;
             }
+            fit_inputs(&mut state, inputs, model.network.in_chns);
             Some((state, manifest))
         }
     };
@@ -264,15 +268,13 @@ impl<'a, B: Kernels> Trainer<'a, B> {
     /// Loss and gradients of one step, clipped, without those of a frozen encoder.
     fn step(&self, step: usize, samples: &[Sample], cases: &[StoredCase]) -> Outcome {
         let options = &self.request.options;
-        let size @ [d, h, w] = self.request.model.patch;
-        let (mut inputs, mut labels, mut annotated) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut labels, mut annotated) = (Vec::new(), Vec::new());
         for sample in samples {
-            inputs.extend_from_slice(&sample.input);
             labels.extend_from_slice(&sample.labels);
             annotated.push(cases[sample.case].annotated.clone());
         }
-        let shape = [samples.len(), 1, d, h, w];
-        let input = Tensor::from_data(TensorData::new(inputs, shape), &self.device);
+        let input = self.input::<Autodiff<B>>(samples, cases, &self.clicks(step, samples, cases));
+        let size = self.request.model.patch;
         let target = Target::<Autodiff<B>>::new(&labels, size, &annotated, &self.device);
         let dropout = DropoutStream::new(Rng::new(options.seed).named("dropout").at(step as u64));
         let loss = deep_supervised(&self.net.forward(input, Mode::Train(&dropout)), &target);
@@ -569,31 +571,7 @@ pub(in crate::model) fn scalar<B: Backend>(loss: &Tensor<B, 1>) -> f32 {
         .unwrap_or(f32::NAN)
 }
 
-/// Mean of the last few values.
-struct Recent {
-    values: std::collections::VecDeque<f32>,
-    len: usize,
-}
-
-impl Recent {
-    fn new(len: usize) -> Self {
-        Self {
-            values: Default::default(),
-            len,
-        }
-    }
-
-    fn add(&mut self, value: f32) {
-        if self.values.len() == self.len {
-            self.values.pop_front();
-        }
-        self.values.push_back(value);
-    }
-
-    fn mean(&self) -> f32 {
-        self.values.iter().sum::<f32>() / self.values.len().max(1) as f32
-    }
-}
-
+mod input;
+mod recent;
 #[cfg(test)]
 mod tests;
