@@ -100,6 +100,8 @@ pub async fn infer(
         Some(id) if app.offers.sessions => app.sessions.get(&id, true).await?,
         _ => None,
     };
+    // Held until the worker has read it; a series of a DICOMweb server is fetched here, beside the worker.
+    let mut file = None;
     let (source, name) = match (&session, &upload, image.filter(|id| !id.is_empty())) {
         (Some(session), _, _) => (
             ImageSource::File {
@@ -127,6 +129,7 @@ pub async fn infer(
                     "this image is no DICOM series, so there is nothing that a DICOM SEG could refer to; ask for image or all",
                 ));
             }
+            file = Some(app.project.image_file(&image).await?);
             (ImageSource::Study { id }, image.name)
         }
         (None, None, None) => {
@@ -195,8 +198,8 @@ pub async fn infer(
     let job = jobs.wait(job.id, task::POLL).await?;
     leaving.id = None;
     app.metrics.inference(&job);
-    // The worker has read the upload by now.
-    drop(upload);
+    // The worker has read the image by now.
+    drop((upload, file));
     if job.state != JobState::Done {
         return Err(task::failed(&job));
     }

@@ -1,6 +1,5 @@
 //! One proposal for one image.
 
-use std::path::PathBuf;
 use std::time::Instant;
 
 use serde_json::{Value, json};
@@ -8,11 +7,11 @@ use serde_json::{Value, json};
 use super::models::{Window, shrinking};
 use super::{Failure, Outcome, Reporter, Worker};
 use crate::imaging::components::{self, Connectivity};
-use crate::imaging::dicom::{self, Algorithm, ResultKind, SegmentationKind};
+use crate::imaging::dicom::{self, Algorithm, Drawn, ResultKind, SegmentationKind};
 use crate::imaging::{Budget, LabelFormat, Sample, Volume, read_scan, write_label, write_label_as};
 use crate::model::ModelError;
 use crate::project::requests::{ImageSource, InferRequest, InferResult, NO_FILE, ResultType};
-use crate::project::{ImageId, Job, MadeBy, Map, Origin, SubmitLabel, Tag};
+use crate::project::{ImageFile, ImageId, Job, MadeBy, Map, Origin, SubmitLabel, Tag};
 use crate::rounds::registry::{ModelVersion, Registry};
 
 /// Suffix of a DICOM Segmentation object.
@@ -36,9 +35,13 @@ impl Worker {
     ) -> Outcome {
         let started = Instant::now();
         let version = self.version(&request.model, request.version)?;
+        let mut copy = None;
         let (path, budget) = match &request.image {
             ImageSource::WarmUp => return self.warm_up(&version),
-            ImageSource::Study { id } => (self.image_path(id)?, Budget::default()),
+            ImageSource::Study { id } => {
+                let file = copy.insert(self.image_file(id)?);
+                (file.path().to_owned(), Budget::default())
+            }
             // What a client sent must not make the server read other files.
             ImageSource::File { path } => (
                 path.clone(),
@@ -132,6 +135,7 @@ impl Worker {
                     ),
                     sha256: version.weights_sha256.clone(),
                     made_ms: self.project.clock().now_ms(),
+                    drawn: Drawn::Automatically,
                 };
                 let written = dicom::open(&path, &budget).and_then(|mut scans| {
                     let only = scans.only()?;
@@ -202,11 +206,11 @@ impl Worker {
         found.ok_or_else(|| Failure::Error(format!("there is no such version of model {name:?}")))
     }
 
-    fn image_path(&self, id: &ImageId) -> Result<PathBuf, Failure> {
+    fn image_file(&self, id: &ImageId) -> Result<ImageFile, Failure> {
         let row = self.runtime.block_on(self.project.image(id))?;
         let row = row
             .ok_or_else(|| Failure::Error(format!("image {id} is not in the project any more")))?;
-        Ok(row.path)
+        Ok(self.runtime.block_on(self.project.image_file(&row))?)
     }
 
     /// Whether a version answers at all; it stays on the device.
