@@ -171,7 +171,10 @@ impl Project {
         if self.dicomweb().is_none() {
             return Ok(files);
         }
-        for label in self.labels_tagged(&super::Tag::accepted()).await? {
+        for label in self.all_labels().await? {
+            if label.tag != super::Tag::accepted() {
+                continue;
+            }
             let Some(image) = self.image(&label.image).await? else {
                 continue;
             };

@@ -76,9 +76,9 @@ impl Project {
 
     /// Stores what was not stored yet, in the order of the images.
     async fn store_waiting(&self, pacs: &Pacs, how: StoreResults) -> Result<(), ProjectError> {
-        for label in self.labels_tagged(&Tag::accepted()).await? {
-            let wanted = !how.approved_only || label.is_approved();
-            if !wanted || label.info.contains_key(KEY) {
+        for label in self.all_labels().await? {
+            let is_approved = !how.approved_only || label.is_approved();
+            if label.tag != Tag::accepted() || !is_approved || label.info.contains_key(KEY) {
                 continue;
             }
             let Some(image) = self.image(&label.image).await? else {
