@@ -48,7 +48,9 @@ impl Pacs {
         self.whole(key, &mut copy, &mut missing).await?;
         self.one_by_one(key, &mut copy, &mut missing).await?;
         let held = blocking(move || copy.finish()).await?;
-        cache.tidy()?;
+        if let Err(error) = cache.tidy() {
+            tracing::warn!("copies of series over their limit could not be removed: {error}");
+        }
         Ok(held)
     }
 

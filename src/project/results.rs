@@ -133,9 +133,6 @@ impl Project {
         let by = drawn_by(label);
         let scratch = self.scratch_dir();
         self.decode(move || {
-            let refused = |error: crate::imaging::ImagingError| {
-                ProjectError::Invalid(format!("the label gets no DICOM object: {error}"))
-            };
             let mut layers = read_label(&labels, &budget).map_err(refused)?.layers;
             let voxels = layers.drain(..).next().unwrap_or_default();
             let volume = Volume::new(facts.geometry, voxels).map_err(refused)?;
@@ -188,6 +185,11 @@ impl Project {
         rows::append_audit(&mut tx, entry).await?;
         Ok(tx.commit().await.map_err(StoreError::from)?)
     }
+}
+
+/// Why there is no object.
+fn refused(error: impl std::fmt::Display) -> ProjectError {
+    ProjectError::Invalid(format!("the label gets no DICOM object: {error}"))
 }
 
 fn modality(kind: ResultKind) -> &'static str {

@@ -82,7 +82,7 @@ pub async fn proxy(
 fn chosen(headers: &HeaderMap, names: &[HeaderName]) -> HeaderMap {
     let kept = names.iter().flat_map(|name| {
         let values = headers.get_all(name).iter();
-        values.map(|value| (name.clone(), value.clone()))
+        values.map(move |value| (name.clone(), value.clone()))
     });
     kept.collect()
 }
