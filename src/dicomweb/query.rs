@@ -72,12 +72,7 @@ impl Pacs {
     /// # Errors
     /// A server that does not answer, or not in this way. A list that breaks off is no list.
     pub async fn list(&self) -> Result<Listing, WebError> {
-        let mut query = form_urlencoded::Serializer::new(String::new());
-        query.extend_pairs(&self.inner.filter);
-        for field in [STUDY, SERIES, MODALITY, PATIENT_ID, INSTANCES_OF_SERIES] {
-            query.append_pair("includefield", field);
-        }
-        let rows = self.pages("/series", &query.finish(), SERIES).await?;
+        let rows = self.pages("/series", &self.series_query(), SERIES).await?;
         let mut listing = Listing::default();
         for row in rows {
             match found_series(&row) {
@@ -91,6 +86,15 @@ impl Pacs {
             .sort_by(|a, b| a.key.series.cmp(&b.key.series));
         listing.series.dedup_by(|a, b| a.key.series == b.key.series);
         Ok(listing)
+    }
+
+    fn series_query(&self) -> String {
+        let mut query = form_urlencoded::Serializer::new(String::new());
+        query.extend_pairs(&self.inner.filter);
+        for field in [STUDY, SERIES, MODALITY, PATIENT_ID, INSTANCES_OF_SERIES] {
+            query.append_pair("includefield", field);
+        }
+        query.finish()
     }
 
     /// The instances of a series.
