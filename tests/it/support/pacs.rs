@@ -199,7 +199,7 @@ fn row(series: u32, count: usize) -> Value {
     json!({
         "00080060": {"vr": "CS", "Value": ["CT"]},
         "00100010": {"vr": "PN", "Value": [{"Alphabetic": CANARIES[0]}]},
-        "00100020": {"vr": "LO", "Value": [CANARIES[1]]},
+        "00100020": {"vr": "LO", "Value": [format!("{}-{series}", CANARIES[1])]},
         "00100030": {"vr": "DA", "Value": [CANARIES[2]]},
         "0020000D": {"vr": "UI", "Value": [format!("1.2.826.0.1.3680043.10.999.{series}.1")]},
         "0020000E": {"vr": "UI", "Value": [series_uid(series)]},
