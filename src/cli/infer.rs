@@ -11,7 +11,7 @@ use serde_json::json;
 use super::progress::Progress;
 use super::{Usage, parse_triple};
 use crate::clock::{Clock, SystemClock};
-use crate::imaging::dicom::{self, Algorithm, ResultKind, SegmentationKind};
+use crate::imaging::dicom::{self, Algorithm, Drawn, ResultKind, SegmentationKind};
 use crate::imaging::{Budget, LabelFormat, read_scan, write_label};
 use crate::model::{Click, DeviceChoice, LabelSchema, Manifest, PrecisionChoice, Segmenter};
 use crate::telemetry::peak_memory_bytes;
@@ -250,6 +250,7 @@ fn algorithm(model: &Manifest) -> Algorithm {
         version: format!("Fewlabel {}", env!("CARGO_PKG_VERSION")),
         sha256: model.weights_sha256.clone(),
         made_ms: SystemClock.now_ms(),
+        drawn: Drawn::Automatically,
     }
 }
 

@@ -16,9 +16,11 @@ mod labels;
 mod mapping;
 mod monai;
 mod open;
+mod pacs;
 mod provenance;
 pub mod requests;
 mod rescan;
+mod results;
 mod review;
 mod revisions;
 mod split;
@@ -50,8 +52,10 @@ pub use ids::{
 pub use images::{ImageMark, ImageRow};
 pub use import::Imported;
 pub use labels::{Counts, LabelRow, Origin};
+pub use pacs::{ImageFile, Studies};
 pub use provenance::{MadeBy, Provenance};
 pub use rescan::{Rescan, Skipped};
+pub use results::StoreResults;
 pub use review::{Review, Verdict};
 pub use revisions::{ClassComparison, Comparison};
 pub use split::{Part, SplitRow};
@@ -80,8 +84,8 @@ pub const SETTLE: Duration = Duration::from_secs(2);
 /// How to open a project as its server.
 #[derive(Debug, Clone)]
 pub struct OpenProject {
-    /// Folder with the images; read only.
-    pub studies: PathBuf,
+    /// Where the images are; read only.
+    pub studies: Studies,
     /// Directory for everything the project writes; created when missing.
     pub data: PathBuf,
     /// The classes; fixed when the project is opened for the first time.
@@ -131,7 +135,7 @@ pub struct Project {
 #[derive(Debug)]
 struct Inner {
     store: Store,
-    studies: PathBuf,
+    place: pacs::Place,
     schema: LabelSchema,
     clock: Arc<dyn Clock>,
     seed: u64,

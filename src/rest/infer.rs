@@ -108,6 +108,8 @@ pub async fn infer(
         Some(id) if app.offers.sessions => app.sessions.get(&id, true).await?,
         _ => None,
     };
+    // Held until the worker has read it; a series of a DICOMweb server is fetched here, beside the worker.
+    let mut file = None;
     let (source, name) = match (&session, &upload, image.filter(|id| !id.is_empty())) {
         (Some(session), _, _) => (
             ImageSource::File {
@@ -135,6 +137,7 @@ pub async fn infer(
                     "this image is no DICOM series, so there is nothing that a DICOM SEG could refer to; ask for image or all",
                 ));
             }
+            file = Some(app.project.image_file(&image).await?);
             (ImageSource::Study { id }, image.name)
         }
         (None, None, None) => {
@@ -202,8 +205,8 @@ pub async fn infer(
     let job = jobs.wait(job.id, task::POLL).await?;
     leaving.id = None;
     app.metrics.inference(&job);
-    // The worker has read the uploads by now.
-    drop((upload, strokes));
+    // The worker has read the image and the uploads by now.
+    drop((upload, strokes, file));
     if job.state != JobState::Done {
         return Err(task::failed(&job));
     }

@@ -27,6 +27,7 @@ mod batch;
 pub mod damaged;
 mod datastore;
 mod description;
+mod dicomweb;
 mod docs;
 mod edge;
 mod error;

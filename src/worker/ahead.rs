@@ -90,9 +90,12 @@ impl Worker {
         }
         // Nobody asked for it: it may fail, but not end the worker.
         let made = catch_unwind(AssertUnwindSafe(|| {
+            let file = self
+                .runtime
+                .block_on(self.project.image_file(&wanted.image))?;
             self.propose(
                 &wanted.version,
-                &wanted.image.path,
+                file.path(),
                 &Budget::default(),
                 Window::Whole,
                 &reporter,

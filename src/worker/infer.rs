@@ -1,6 +1,5 @@
 //! One proposal for one image.
 
-use std::path::PathBuf;
 use std::time::Instant;
 
 use serde_json::{Value, json};
@@ -8,13 +7,13 @@ use serde_json::{Value, json};
 use super::models::{Window, shrinking};
 use super::{Failure, Outcome, Reporter, Worker};
 use crate::imaging::components::{self, Connectivity};
-use crate::imaging::dicom::{self, Algorithm, ResultKind, SegmentationKind};
+use crate::imaging::dicom::{self, Algorithm, Drawn, ResultKind, SegmentationKind};
 use crate::imaging::{Budget, LabelFormat, Sample, Volume, read_scan, write_label, write_label_as};
 use crate::model::{ModelError, Segmentation};
 use crate::project::requests::{
     ImageSource, InferRequest, InferResult, Interaction, NO_FILE, ResultType,
 };
-use crate::project::{ImageId, Job, MadeBy, Map, Origin, SubmitLabel, Tag};
+use crate::project::{ImageFile, ImageId, Job, MadeBy, Map, Origin, SubmitLabel, Tag};
 use crate::rounds::registry::{ModelVersion, Registry};
 
 /// Suffix of a DICOM Segmentation object.
@@ -60,12 +59,16 @@ impl Worker {
     ) -> Outcome {
         let started = Instant::now();
         let version = self.version_of(&request)?;
+        let mut copy = None;
         let (path, budget) = match &request.image {
             ImageSource::WarmUp => {
                 let version = version.ok_or_else(|| no_version(&request.model))?;
                 return self.warm_up(&version);
             }
-            ImageSource::Study { id } => (self.image_path(id)?, Budget::default()),
+            ImageSource::Study { id } => {
+                let file = copy.insert(self.image_file(id)?);
+                (file.path().to_owned(), Budget::default())
+            }
             // What a client sent must not make the server read other files.
             ImageSource::File { path } => (
                 path.clone(),
@@ -170,7 +173,7 @@ impl Worker {
             (Some(format), Some(sample)) => write_label_as(&file, labels, &names, format, sample)?,
             (Some(format), None) => write_label(&file, labels, &names, format)?,
             (None, _) => {
-                let by = self.algorithm(&request.model, version.as_ref());
+                let by = self.algorithm(&request, version.as_ref());
                 let written = dicom::open(&path, &budget).and_then(|mut scans| {
                     let only = scans.only()?;
                     let kind = ResultKind::Segmentation(SegmentationKind::Binary);
@@ -228,7 +231,8 @@ impl Worker {
     }
 
     /// What a DICOM object says about how it was made; without a version strokes alone made it.
-    fn algorithm(&self, name: &str, version: Option<&ModelVersion>) -> Algorithm {
+    fn algorithm(&self, request: &InferRequest, version: Option<&ModelVersion>) -> Algorithm {
+        let name = request.model.as_str();
         let program = format!("Fewlabel {}", env!("CARGO_PKG_VERSION"));
         Algorithm {
             name: version.map_or(name, |version| &version.name).to_owned(),
@@ -238,6 +242,10 @@ impl Worker {
             },
             sha256: version.map_or_else(String::new, |version| version.weights_sha256.clone()),
             made_ms: self.project.clock().now_ms(),
+            drawn: match request.interaction {
+                Some(_) => Drawn::FromProposal,
+                None => Drawn::Automatically,
+            },
         }
     }
 
@@ -282,11 +290,11 @@ impl Worker {
         found.ok_or_else(|| no_version(name))
     }
 
-    fn image_path(&self, id: &ImageId) -> Result<PathBuf, Failure> {
+    fn image_file(&self, id: &ImageId) -> Result<ImageFile, Failure> {
         let row = self.runtime.block_on(self.project.image(id))?;
         let row = row
             .ok_or_else(|| Failure::Error(format!("image {id} is not in the project any more")))?;
-        Ok(row.path)
+        Ok(self.runtime.block_on(self.project.image_file(&row))?)
     }
 
     /// Whether a version answers at all; it stays on the device.

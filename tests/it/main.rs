@@ -10,6 +10,7 @@ mod convert;
 mod dicom;
 mod dicom_results;
 mod dicom_serve;
+mod dicomweb;
 mod evaluate;
 mod faults;
 mod formats;

@@ -3,6 +3,7 @@
 pub mod dicom;
 mod http;
 mod inspect;
+pub mod pacs;
 mod process;
 mod worker;
 
@@ -81,7 +82,7 @@ impl TestServer {
         }
         let labels = LabelSchema::new(vec!["spleen".into(), "liver".into()]).unwrap();
         let open = OpenProject {
-            studies,
+            studies: studies.into(),
             data: folder.path().join("data"),
             labels: labels.clone(),
             clock: clock.clone(),
