@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pathlib
+import re
 import time
 from collections.abc import Iterator
 
@@ -10,10 +11,11 @@ import numpy
 import pytest
 import slicer
 import slicer.util
-from PySide6 import QtCore
+from PySide6 import QtCore, QtGui, QtWidgets
 
+import qt
 from extension import SHAPE, Stub, stub
-from extension_panel import Module
+from extension_panel import Module, texts
 
 server = pytest.fixture(stub)
 
@@ -88,14 +90,60 @@ def test_states(module: Module, server: Stub, tmp_path: pathlib.Path) -> None:
     assert (server.submitted("case 0") == 1).sum() == 9
 
 
+def test_what_is_shown_now_and_then(module: Module, server: Stub, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The parts of the panel that are folded away or rare: nothing is cut, and everything can be read, also on a dark background."""
+    ui = module.ui
+    module.widget.logic.settings["auto_propose"] = False
+    slices = [{"index": index, "axis": 2, "centre_lps_mm": [10.0, -20.0, 30.0 + index], "entropy": 0.4 - index / 10} for index in range(3)]
+    server.told = {"uncertainty": {"slices": slices}}
+    module.connect(server.url)
+    module.click("nextButton")
+    assert ui.placesFrame.visible and ui.placesBox.count == 3
+    ui.moreGroup.setProperty("collapsed", False)
+    module.wait(lambda: ui.versionBox.count == 4)
+    assert [ui.versionBox.itemText(index) for index in range(4)][0] == "the live one"
+    module.picture("more", tmp_path)
+    ui.moreGroup.setProperty("collapsed", True)
+    module.draw("liver", box())
+    module.draw("spleen", box(2))
+    module.add_segment("a segment of mine", box())
+    ui.structuresList.item(1).setCheckState(qt.Qt.Unchecked)
+    module.click("submitButton")
+    assert "Not part of this project" in ui.questionLabel.text and "not ticked as complete" in ui.questionLabel.text
+    module.picture("warned", tmp_path)
+    module.answer("Submit")
+    module.draw("liver", box(3))
+    server.labels["case 0", "final"].append(server.proposal)
+    module.click("submitButton")
+    if "ticked" in ui.questionLabel.text:
+        module.answer("Submit")
+    assert "Somebody else has submitted this case" in ui.questionLabel.text
+    module.picture("somebody_else", tmp_path)
+    module.answer("Look first")
+
+    work = server.work
+    monkeypatch.setattr(server, "work", lambda method, path, *rest: (200, {"enabled": True}, {}) if path == "/auth/" else work(method, path, *rest))
+    module.click("connectButton")
+    ui.serverGroup.setProperty("collapsed", False)
+    assert ui.passwordEdit.enabled and "login" in ui.messageLabel.text
+    dark = QtWidgets.QWidget.palette(module.widget.parent)
+    for role, color in ((QtGui.QPalette.Window, "#2b2b2b"), (QtGui.QPalette.Base, "#1e1e1e"), (QtGui.QPalette.Button, "#3a3a3a")):
+        dark.setColor(role, QtGui.QColor(color))
+    for role in (QtGui.QPalette.WindowText, QtGui.QPalette.Text, QtGui.QPalette.ButtonText):
+        dark.setColor(role, QtGui.QColor("#e0e0e0"))
+    QtWidgets.QWidget.setPalette(module.widget.parent, dark)
+    module.widget.panel.render()
+    colors = re.findall("color:(#[0-9a-f]{6})", ui.messageLabel.text)
+    assert colors and all(QtGui.QColor(color).lightness() > 128 for color in colors)
+    module.picture("login_dark", tmp_path)
+
+
 def test_ticks_are_what_is_sent(module: Module, server: Stub) -> None:
     module.widget.logic.settings["auto_propose"] = False
     module.connect(server.url)
     module.click("nextButton")
     module.draw("liver", box())
     module.wait()
-    import qt
-
     module.ui.structuresList.item(1).setCheckState(qt.Qt.Unchecked)
     module.click("submitButton")
     assert server.params["case 0", "final"][0]["annotated_labels"] == ["liver"]
@@ -155,10 +203,6 @@ def test_a_volume_of_the_user_stays(module: Module, server: Stub, tmp_path: path
     assert mine.GetScene() is not None, "only our own nodes are removed"
 
 
-def texts(table: object) -> list[list[str]]:
-    return [[table.item(row, column).text() for column in range(table.columnCount)] for row in range(table.rowCount)]
-
-
 def test_the_tab_of_the_lead(module: Module, server: Stub, tmp_path: pathlib.Path) -> None:
     ui = module.ui
     module.connect(server.url)
@@ -193,7 +237,7 @@ def test_the_tab_of_the_lead(module: Module, server: Stub, tmp_path: pathlib.Pat
     assert not ui.startRoundButton.enabled
     module.picture("round", tmp_path)
     module.click("stopRoundButton")
-    assert server.orders == [("DELETE", "/rounds/4", {})]
+    assert server.orders == [("DELETE", "/rounds/4", {"client_id": "ann"})]
     assert ui.versionBox.itemText(2).startswith("3 (live")
     ui.versionBox.setCurrentIndex(1)
     assert module.session.version == 4, "proposals by the candidate"

@@ -189,7 +189,7 @@ class Review(Asker):
             self.message = Message("info", f"{chosen.image} is {_VERDICTS[verdict]}.")
             self.refresh()
 
-        self._run("review", lambda job: client.send("PUT", "/reviews/", job.cancel, sends, image=chosen.image), done)
+        self._run("review", lambda job: client.send("PUT", "/reviews/", job.cancel, sends, image=chosen.image), done, order=True)
 
 
 def comparison_row(entry: dict[str, Any]) -> tuple[str, str, str, str]:

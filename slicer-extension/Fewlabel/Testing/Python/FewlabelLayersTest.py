@@ -37,14 +37,14 @@ class FewlabelLayersTest(unittest.TestCase):
 
     def test_a_label_map_comes_back_as_it_was(self):
         scene = self.show(self.voxels)
-        self.assertEqual(scene.segments(), ["liver", "spleen"])
-        numpy.testing.assert_array_equal(scene.flat(self.schema).voxels, self.voxels)
-        numpy.testing.assert_allclose(scene.ijk_to_ras(), self.grid, atol=1e-5)
+        self.assertEqual(scene.copy().names, ["liver", "spleen"])
+        numpy.testing.assert_array_equal(scene.copy().flat(self.schema).voxels, self.voxels)
+        numpy.testing.assert_allclose(scene.copy().ijk_to_ras, self.grid, atol=1e-5)
 
     def test_gaps_and_deleted_segments_change_no_value(self):
         scene = self.show(numpy.where(self.voxels == 2, self.voxels, 0))
         scene.segmentation_node.GetSegmentation().RemoveSegment("liver")
-        self.assertEqual(set(numpy.unique(scene.flat(self.schema).voxels)), {0, 2})
+        self.assertEqual(set(numpy.unique(scene.copy().flat(self.schema).voxels)), {0, 2})
 
     def test_edits_are_noticed_and_own_changes_are_not(self):
         scene = self.show()
@@ -60,10 +60,10 @@ class FewlabelLayersTest(unittest.TestCase):
         scene = self.show(drawn)
         self.assertFalse(scene.can_undo())
         scene.put(self.voxels, self.grid, self.schema)
-        numpy.testing.assert_array_equal(scene.flat(self.schema).voxels, self.voxels)
+        numpy.testing.assert_array_equal(scene.copy().flat(self.schema).voxels, self.voxels)
         self.assertTrue(scene.can_undo())
         scene.undo()
-        numpy.testing.assert_array_equal(scene.flat(self.schema).voxels, drawn)
+        numpy.testing.assert_array_equal(scene.copy().flat(self.schema).voxels, drawn)
 
     def test_only_own_nodes_are_removed(self):
         mine = slicer.util.loadVolume(str(self.image), {"name": "mine"})
@@ -85,7 +85,7 @@ class FewlabelLayersTest(unittest.TestCase):
             scene.put(self.voxels, moved, self.schema)
         with self.assertRaises(ValueError):
             scene.show(Shown(Case("case 2", "case 2"), self.image, self.voxels[:3], self.schema.names, self.grid), self.schema)
-        numpy.testing.assert_array_equal(scene.flat(self.schema).voxels, self.voxels)
+        numpy.testing.assert_array_equal(scene.copy().flat(self.schema).voxels, self.voxels)
         self.assertEqual(len(slicer.util.getNodesByClass("vtkMRMLSegmentationNode")), 1)
 
 
