@@ -106,6 +106,16 @@ def test_flatten_is_the_naive_loop() -> None:
         assert all(flat.counts[name] == (wanted == SCHEMA.names.index(name) + 1).sum() for name, _ in segments if name in SCHEMA.names)
 
 
+def test_a_copy_of_what_was_drawn() -> None:
+    """Segments share the voxels of a box, as Slicer keeps them; an empty one has none."""
+    box = numpy.array([[[1, 2]], [[3, 1]]], numpy.uint8)
+    parts = [labels.Part("spleen", box, (1, 2, 3), 2), labels.Part("liver", box, (1, 2, 3), 1), labels.Part("left kidney", box[:0], (0, 0, 0), 1)]
+    flat = labels.Drawing(SHAPE, GRID, tuple(parts)).flat(SCHEMA)
+    wanted = numpy.zeros(SHAPE, numpy.uint8)
+    wanted[1, 2, 3:5], wanted[2, 2, 4] = (1, SCHEMA.names.index("spleen") + 1), 1
+    assert numpy.array_equal(flat.voxels, wanted) and flat.counts == {"spleen": 1, "liver": 2, "left kidney": 0}
+
+
 def test_a_wide_schema_keeps_everything() -> None:
     wide = labels.widen(SCHEMA, ["liver", "my notes", "background"])
     assert wide.names == [*SCHEMA.names, "my notes"]

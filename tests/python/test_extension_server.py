@@ -164,7 +164,13 @@ def test_killed_in_every_state(desk: Desk, tmp_path: pathlib.Path) -> None:
                 if session.question:
                     desk.answer("newer")
                 assert "is submitted" in desk.said(), desk.said()
-        last = session.case
+        other_case = session.case
+        killed(lambda: session.open_case(first.image))
+        assert session.case and session.case.image == first.image and numpy.array_equal(desk.scene.copy().flat(session.schema).voxels, wanted)
+        killed(lambda: (session.use_volume("v1", "my scan"), session.answer("project"))[0])
+        assert session.case.name == "my scan" and session.case.in_project
+        killed(session.next_case)
+        last = other_case
         assert last and (stored(desk, last.image) == 1)[5].any() and (stored(desk, last.image) == 2)[6].any()
         assert numpy.array_equal(stored(desk, first.image), wanted)
 

@@ -7,6 +7,7 @@ import unittest
 import numpy
 import slicer
 import slicer.util
+import vtk
 
 from FewlabelLib import labels, nrrd
 from FewlabelLib.mrml import MrmlScene
@@ -45,6 +46,48 @@ class FewlabelLayersTest(unittest.TestCase):
         scene = self.show(numpy.where(self.voxels == 2, self.voxels, 0))
         scene.segmentation_node.GetSegmentation().RemoveSegment("liver")
         self.assertEqual(set(numpy.unique(scene.copy().flat(self.schema).voxels)), {0, 2})
+
+    def test_what_lies_on_another_grid_is_copied_too(self):
+        scene = self.show(self.voxels)
+        other = slicer.vtkOrientedImageData()
+        other.SetExtent(0, 2, 0, 1, 0, 3)
+        other.AllocateScalars(vtk.VTK_UNSIGNED_CHAR, 1)
+        other.GetPointData().GetScalars().Fill(1)
+        matrix = vtk.vtkMatrix4x4()
+        scene.volume_node.GetIJKToRASMatrix(matrix)
+        for row in range(3):
+            # Voxels of twice the width.
+            matrix.SetElement(row, 0, 2 * matrix.GetElement(row, 0))
+        other.SetGeometryFromImageToWorldMatrix(matrix)
+        scene.segmentation_node.AddSegmentFromBinaryLabelmapRepresentation(other, "notes")
+        drawing = scene.copy()
+        self.assertEqual(drawing.names, ["liver", "spleen", "notes"])
+        numpy.testing.assert_array_equal(drawing.flat(self.schema).voxels, self.voxels)
+        notes = drawing.parts[2].mask(drawing.shape)
+        segment = scene.segmentation_node.GetSegmentation().GetSegmentIdBySegmentName("notes")
+        numpy.testing.assert_array_equal(notes, slicer.util.arrayFromSegmentBinaryLabelmap(scene.segmentation_node, segment, scene.volume_node) > 0)
+        self.assertTrue(notes[:, :2, :5].all())
+        self.assertFalse(notes[:, 2:].any())
+
+    def test_overlaps_and_unknown_values_of_a_draft(self):
+        hidden = numpy.flatnonzero(self.voxels == 2)[:3]
+        scene = MrmlScene()
+        voxels = numpy.where(self.voxels == 0, 7, self.voxels)
+        scene.show(Shown(Case("case", "case"), self.image, voxels, self.schema.names, self.grid, {"liver": hidden}), self.schema)
+        flat = scene.copy().flat(self.schema)
+        numpy.testing.assert_array_equal(flat.voxels, self.voxels)
+        numpy.testing.assert_array_equal(flat.covered["liver"], hidden)
+
+    def test_a_shown_surface_follows(self):
+        scene = self.show(self.voxels)
+        node = scene.segmentation_node
+        node.CreateClosedSurfaceRepresentation()
+        segment = node.GetSegmentation().GetSegmentIdBySegmentName("liver")
+        before = node.GetClosedSurfaceInternalRepresentation(segment).GetNumberOfPoints()
+        scene.put(numpy.where(self.voxels == 1, 0, self.voxels), self.grid, self.schema)
+        after = node.GetClosedSurfaceInternalRepresentation(segment)
+        self.assertGreater(before, 0)
+        self.assertFalse(after is not None and after.GetNumberOfPoints())
 
     def test_edits_are_noticed_and_own_changes_are_not(self):
         scene = self.show()
