@@ -147,7 +147,8 @@ impl Raster {
     /// [`ImagingError::LabelValues`] at the first negative, fractional or too large value.
     pub fn into_label(self) -> Result<LabelFile, ImagingError> {
         let rescale = self.rescale;
-        let is_label = |value: f64| value.fract() == 0.0 && (0.0..=65535.0).contains(&value);
+        // The conversion saturates, so what comes back unchanged was a whole number in range.
+        let is_label = |value: f64| f64::from(value as u16) == value;
         if let Some(raw) = self
             .sample
             .find(&self.bytes, |raw| !is_label(rescaled(rescale, raw)))

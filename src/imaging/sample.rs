@@ -110,11 +110,22 @@ impl Sample {
         bytes: &[u8],
         wanted: impl Fn(f64) -> bool + Sync + Send,
     ) -> Option<f64> {
+        macro_rules! find_first {
+            ($($variant:ident),*) => {
+                match self {
+                    $(Self::$variant => self.find_with(bytes, |raw| wanted(Self::$variant.decode(raw))),)*
+                }
+            };
+        }
+        find_first!(U8, I8, U16, I16, U32, I32, U64, I64, F32, F64)
+    }
+
+    fn find_with(self, bytes: &[u8], wanted: impl Fn(&[u8]) -> bool + Sync + Send) -> Option<f64> {
         bytes
             .par_chunks_exact(self.size_bytes())
             .with_min_len(CHUNK_VOXELS)
+            .find_first(|raw| wanted(raw))
             .map(|raw| self.decode(raw))
-            .find_first(|value| wanted(*value))
     }
 
     /// Turns big-endian values into little-endian ones, in place.

@@ -40,6 +40,27 @@ pub struct ImageRow {
     pub info: Map,
 }
 
+/// Which image, and of which size and time: enough to choose among all images, and cheap to read of all of them.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ImageMark {
+    /// As in [`ImageRow`], likewise below.
+    pub id: ImageId,
+    /// Last change of the file, or time of the upload, in seconds since 1970-01-01 UTC.
+    pub ts: i64,
+    /// Size of the file.
+    pub size_bytes: u64,
+}
+
+impl From<&ImageRow> for ImageMark {
+    fn from(image: &ImageRow) -> Self {
+        Self {
+            id: image.id.clone(),
+            ts: image.ts,
+            size_bytes: image.size_bytes,
+        }
+    }
+}
+
 /// What reading an image once tells, for submits.
 #[derive(Debug, Clone)]
 pub(super) struct Facts {
@@ -57,6 +78,20 @@ impl Project {
         rows.into_iter()
             .filter(|row| row.state == "present")
             .map(|row| self.image_row(row))
+            .collect()
+    }
+
+    /// As [`Project::images`], without what only answers about single images need.
+    pub async fn image_marks(&self) -> Result<Vec<ImageMark>, ProjectError> {
+        let rows = self.store().database.image_marks().await?;
+        rows.into_iter()
+            .map(|(id, mtime_ms, size_bytes)| {
+                Ok(ImageMark {
+                    id: ImageId::parse(&id)?,
+                    ts: mtime_ms.div_euclid(1000),
+                    size_bytes: u64::try_from(size_bytes).unwrap_or_default(),
+                })
+            })
             .collect()
     }
 

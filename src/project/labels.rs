@@ -2,6 +2,7 @@
 //! tombstone. A pointer names the current revision: the last one, unless an earlier one was made
 //! current again (`revisions.rs`). There is no current label while it names a tombstone.
 
+use std::collections::HashMap;
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
@@ -138,10 +139,14 @@ impl Project {
         rows.into_iter().map(LabelRow::from_record).collect()
     }
 
-    /// The current labels of all images there are under one tag, in order of first sight of the images.
-    pub async fn labels_tagged(&self, tag: &Tag) -> Result<Vec<LabelRow>, ProjectError> {
-        let rows = self.store().database.labels_tagged(tag.as_str()).await?;
-        rows.into_iter().map(LabelRow::from_record).collect()
+    /// The images there are with an accepted label, and the structures that it declares to hold in full.
+    pub async fn labelled_images(&self) -> Result<HashMap<String, Vec<String>>, ProjectError> {
+        let rows = self
+            .store()
+            .database
+            .annotated(Tag::accepted().as_str())
+            .await?;
+        Ok(rows.into_iter().collect())
     }
 
     /// The current labels of all images there are: images in order of first sight, oldest tag first.

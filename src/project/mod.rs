@@ -47,7 +47,7 @@ pub use export::{Exported, Format, ImageFiles};
 pub use ids::{
     FileName, IMAGE_SUFFIXES, IdError, ImageId, LABEL_SUFFIXES, ModelName, Tag, split_suffix,
 };
-pub use images::ImageRow;
+pub use images::{ImageMark, ImageRow};
 pub use import::Imported;
 pub use labels::{Counts, LabelRow, Origin};
 pub use provenance::{MadeBy, Provenance};

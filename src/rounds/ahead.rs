@@ -79,7 +79,11 @@ impl Ahead {
             .models()
             .await
             .map_err(StrategyError::from)?;
-        let live = models.into_iter().find(|model| model.live);
+        // What a version proposes that has learned nothing is worth neither the time nor the memory.
+        let live = models
+            .into_iter()
+            .find(|model| model.live)
+            .filter(|live| live.manifest().is_ok_and(|manifest| manifest.trained));
         let (Some(live), true) = (live, settings.ahead > 0) else {
             self.retain(&HashSet::new())?;
             return Ok(Vec::new());
@@ -231,6 +235,18 @@ mod tests {
     use crate::rounds::leases;
 
     #[tokio::test]
+    async fn a_version_that_has_learned_nothing_proposes_nothing() {
+        let bench = Bench::with(&["a.nii.gz"]).await;
+        let small = PctNetConfig::pct_net_s(schema().class_count(), [16, 32, 32], 1);
+        let dir = bench.dir.path().join("model");
+        create_untrained(&dir, "ct", &small, &schema(), 1).unwrap();
+        let registry = Registry::new(&bench.project);
+        assert!(registry.import_initial(&dir).await.unwrap().live);
+        let ahead = Ahead::of(&bench.project);
+        assert!(ahead.look(&bench.project).await.unwrap().is_empty());
+    }
+
+    #[tokio::test]
     async fn what_is_next_is_kept_until_the_version_or_the_choice_changes() {
         // The last one has other bytes: proposals are kept by content.
         let bench = Bench::with(&["a.nii.gz", "b.nii.gz", "c.nrrd"]).await;
@@ -240,6 +256,11 @@ mod tests {
         for seed in [1, 2] {
             let dir = bench.dir.path().join(format!("model {seed}"));
             create_untrained(&dir, "ct", &small, &schema(), seed).unwrap();
+            let path = dir.join("manifest.json");
+            let manifest = std::fs::read_to_string(&path).unwrap();
+            let trained = manifest.replace("\"trained\": false", "\"trained\": true");
+            assert_ne!(manifest, trained);
+            std::fs::write(path, trained).unwrap();
             registry.import_initial(&dir).await.unwrap();
         }
         let ahead = Ahead::of(project);

@@ -32,6 +32,15 @@ impl Site {
         self.dir.path().join(name)
     }
 
+    /// Proposals are made ahead only by a model that has learned something.
+    fn pretend_that_the_model_is_trained(&self) {
+        let path = self.path("model/manifest.json");
+        let manifest = std::fs::read_to_string(&path).unwrap();
+        let trained = manifest.replace("\"trained\": false", "\"trained\": true");
+        assert_ne!(manifest, trained);
+        std::fs::write(path, trained).unwrap();
+    }
+
     fn serve(&self, more: &[&str]) -> Process {
         let path = |name| self.path(name).to_str().unwrap().to_owned();
         let mut arguments = vec![
@@ -217,6 +226,7 @@ async fn a_bad_round_is_kept_as_a_candidate_and_a_published_one_is_taken_back() 
 #[tokio::test]
 async fn labels_start_a_round_and_proposals_are_made_ahead() {
     let site = Site::new();
+    site.pretend_that_the_model_is_trained();
     let server = site.serve(&[
         "--round-after-labels",
         "2",

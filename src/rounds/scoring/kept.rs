@@ -7,9 +7,8 @@ use serde_json::json;
 
 use super::scores::ImageScores;
 use crate::model::Passes;
-use crate::project::{ImageRow, Map, Project, ProjectError, StoreError};
+use crate::project::{ImageMark, ImageRow, Map, Project, ProjectError, StoreError};
 use crate::rounds::registry::{ModelVersion, Registry};
-use crate::rounds::strategy::labelled_images;
 use crate::store::rows::{self, ScoreRecord};
 
 /// How a model is asked.
@@ -82,11 +81,13 @@ pub async fn pending(
     let known: HashMap<&str, &ScoreRecord> =
         rows.iter().map(|row| (row.image.as_str(), row)).collect();
     let held_out = project.test_images().await?;
-    let labelled = labelled_images(project).await?;
+    let labelled = project.labelled_images().await?;
     let asked = how.as_text();
     let is_known = |image: &ImageRow| {
         known.get(image.id.as_str()).is_some_and(|row| {
-            row.version == version.version && row.asked == asked && fits(row, image)
+            row.version == version.version
+                && row.asked == asked
+                && fits(row, image.size_bytes, image.ts)
         })
     };
     let mut pending: Vec<ImageRow> = project
@@ -95,7 +96,7 @@ pub async fn pending(
         .into_iter()
         .filter(|image| !held_out.contains(image.id.as_str()) && !is_known(image))
         .collect();
-    pending.sort_by_key(|image| labelled.contains_key(&image.id));
+    pending.sort_by_key(|image| labelled.contains_key(image.id.as_str()));
     Ok(pending)
 }
 
@@ -134,20 +135,20 @@ pub async fn keep(
 pub async fn kept(
     project: &Project,
     model: &str,
-    images: impl IntoIterator<Item = &ImageRow>,
+    images: impl IntoIterator<Item = ImageMark>,
     only: Option<&str>,
 ) -> Result<HashMap<String, Kept>, ProjectError> {
     let rows = project.store().database.scores(model, only).await?;
-    let by_id: HashMap<&str, &ImageRow> = images
+    let by_id: HashMap<String, ImageMark> = images
         .into_iter()
-        .map(|image| (image.id.as_str(), image))
+        .map(|image| (image.id.to_string(), image))
         .collect();
     Ok(rows
         .into_iter()
         .filter(|row| {
             by_id
                 .get(row.image.as_str())
-                .is_some_and(|image| fits(row, image))
+                .is_some_and(|image| fits(row, image.size_bytes, image.ts))
         })
         .filter_map(|row| {
             // A row of another release, whose scores have another form, is as good as none.
@@ -159,8 +160,8 @@ pub async fn kept(
 }
 
 /// Whether the scores are of the image as it is now.
-fn fits(row: &ScoreRecord, image: &ImageRow) -> bool {
-    u64::try_from(row.size_bytes) == Ok(image.size_bytes) && row.mtime_s == image.ts
+fn fits(row: &ScoreRecord, size_bytes: u64, ts: i64) -> bool {
+    u64::try_from(row.size_bytes) == Ok(size_bytes) && row.mtime_s == ts
 }
 
 #[cfg(test)]
@@ -202,13 +203,14 @@ mod tests {
             uncertainty: None,
         };
         let images = project.images().await.unwrap();
+        let marks = || images.iter().map(ImageMark::from);
         let b = images
             .iter()
             .find(|image| image.id.as_str() == "b")
             .unwrap();
         keep(project, &live, how, b, &scores).await.unwrap();
         assert_eq!(names(&live, how).await, ["c", "a"]);
-        let found = kept(project, "tiny", &images, None).await.unwrap();
+        let found = kept(project, "tiny", marks(), None).await.unwrap();
         let version = live.version;
         assert_eq!(
             found["b"],
@@ -218,7 +220,7 @@ mod tests {
             }
         );
         assert!(
-            kept(project, "other", &images, None)
+            kept(project, "other", marks(), None)
                 .await
                 .unwrap()
                 .is_empty()
@@ -233,12 +235,12 @@ mod tests {
         assert_eq!(names(&live, twice).await.len(), 3, "asked in another way");
         let members = model_members(project, &live, twice).await.unwrap();
         assert!(members.len() == 1 && members[0] == live.dir);
-        let changed = ImageRow {
+        let changed = ImageMark {
             size_bytes: b.size_bytes + 1,
-            ..b.clone()
+            ..b.into()
         };
         assert!(
-            kept(project, "tiny", [&changed], None)
+            kept(project, "tiny", [changed], None)
                 .await
                 .unwrap()
                 .is_empty()

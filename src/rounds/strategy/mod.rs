@@ -37,8 +37,8 @@ use crate::rng::Rng;
 use crate::store::StoreError;
 
 pub use pool::{Candidate, Labelled, Pool};
+pub(in crate::rounds) use serve::where_to_look;
 pub use serve::{Choice, next, upcoming};
-pub(in crate::rounds) use serve::{labelled_images, where_to_look};
 pub use table::{ALL, Strategy, choose, find};
 
 /// Why there is no choice.

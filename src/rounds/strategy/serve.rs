@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use super::pool::{Candidate, Labelled, Pool};
 use super::{Strategy, StrategyError, record, table};
-use crate::project::{ImageId, ImageRow, LabelRow, Map, Project, ProjectError, Tag};
+use crate::project::{ImageId, ImageMark, ImageRow, Map, Project, ProjectError};
 use crate::rng::Rng;
 use crate::rounds::registry::{ModelVersion, Registry};
 use crate::rounds::scoring::{self, Kept};
@@ -38,8 +38,14 @@ pub async fn next(
 ) -> Result<Option<Choice>, StrategyError> {
     let mut offer = Offer::of(project, table::find(name)?, taken).await?;
     let scores_missing = offer.scores_missing();
-    let Some((image, mut extras)) = offer.take(project.seed()) else {
-        return Ok(None);
+    let (image, mut extras) = loop {
+        let Some((mark, extras)) = offer.take(project.seed()) else {
+            return Ok(None);
+        };
+        // It may be gone since they were all looked at.
+        if let Some(image) = project.image(&mark.id).await? {
+            break (image, extras);
+        }
     };
     extras.extend(where_to_look(project, &image).await?);
     record::serving(project, name, client, &image).await?;
@@ -68,10 +74,10 @@ pub async fn upcoming(
     let mut offer = Offer::of(project, strategy, taken).await?;
     let mut images = Vec::new();
     for _ in 0..count {
-        let Some((image, _)) = offer.take(project.seed()) else {
+        let Some((mark, _)) = offer.take(project.seed()) else {
             break;
         };
-        images.push(image);
+        images.extend(project.image(&mark.id).await?);
     }
     Ok(images)
 }
@@ -80,9 +86,9 @@ pub async fn upcoming(
 struct Offer {
     strategy: &'static Strategy,
     /// Images that may be served.
-    open: Vec<ImageRow>,
+    open: Vec<ImageMark>,
     /// Images with an accepted label, and which structures it has.
-    labelled: Vec<(ImageRow, Vec<bool>)>,
+    labelled: Vec<(ImageMark, Vec<bool>)>,
     /// The version that serves.
     live: Option<ModelVersion>,
     /// What it, or one before it, said of them, where the strategy goes by that.
@@ -100,16 +106,16 @@ impl Offer {
         strategy: &'static Strategy,
         taken: &HashSet<String>,
     ) -> Result<Self, StrategyError> {
-        let done = labelled_images(project).await?;
+        let done = project.labelled_images().await?;
         let held_out = project.test_images().await?;
         let (mut open, mut labelled) = (Vec::new(), Vec::new());
-        for image in project.images().await? {
+        for image in project.image_marks().await? {
             let id = image.id.as_str();
-            match done.get(&image.id) {
-                Some(label) => {
-                    let names = project.schema().names();
-                    let annotated = names.iter().map(|name| label.annotated.contains(name));
-                    labelled.push((image, annotated.collect()));
+            match done.get(id) {
+                Some(annotated) => {
+                    let names = project.schema().names().iter();
+                    let present = names.map(|name| annotated.contains(name)).collect();
+                    labelled.push((image, present));
                 }
                 None if !held_out.contains(id) && !taken.contains(id) => open.push(image),
                 None => {}
@@ -120,7 +126,7 @@ impl Offer {
         let scores = match &live {
             Some(live) if strategy.needs_scores => {
                 let images = open.iter().chain(labelled.iter().map(|(image, _)| image));
-                scoring::kept(project, &live.name, images, None).await?
+                scoring::kept(project, &live.name, images.cloned(), None).await?
             }
             _ => HashMap::new(),
         };
@@ -147,7 +153,7 @@ impl Offer {
         let Some(live) = self.live.as_ref().filter(|_| self.strategy.needs_scores) else {
             return false;
         };
-        let fresh = |image: &ImageRow| {
+        let fresh = |image: &ImageMark| {
             let kept = self.scores.get(image.id.as_str());
             kept.is_some_and(|kept| kept.version == live.version)
         };
@@ -155,11 +161,12 @@ impl Offer {
     }
 
     /// Takes the next image out, with what the strategy tells of it; none when none is left.
-    fn take(&mut self, seed: u64) -> Option<(ImageRow, Map)> {
+    fn take(&mut self, seed: u64) -> Option<(ImageMark, Map)> {
         if self.open.is_empty() {
             return None;
         }
-        let scores = |image: &ImageRow| self.scores.get(image.id.as_str()).map(|kept| &kept.scores);
+        let scores =
+            |image: &ImageMark| self.scores.get(image.id.as_str()).map(|kept| &kept.scores);
         let served_s_ago = |id: &ImageId| {
             let at_ms = self.servings.get(id.as_str())?;
             Some((self.now_ms - at_ms).div_euclid(1000))
@@ -205,24 +212,10 @@ pub(in crate::rounds) async fn where_to_look(
     let Some(live) = versions.iter().find(|version| version.live) else {
         return Ok(None);
     };
-    let only = [image];
+    let only = [ImageMark::from(image)];
     let kept = scoring::kept(project, &live.name, only, Some(image.id.as_str())).await?;
     let kept = kept.get(image.id.as_str());
     Ok(kept.and_then(|kept| uncertainty(project, &live.name, kept)))
-}
-
-/// The accepted labels by image.
-///
-/// # Errors
-/// When the store does not answer.
-pub(in crate::rounds) async fn labelled_images(
-    project: &Project,
-) -> Result<HashMap<ImageId, LabelRow>, ProjectError> {
-    let labels = project.labels_tagged(&Tag::accepted()).await?;
-    Ok(labels
-        .into_iter()
-        .map(|label| (label.image.clone(), label))
-        .collect())
 }
 
 /// Rounds of training behind a model: its versions that have a parent.

@@ -4,10 +4,13 @@ use std::path::Path;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
+use serde::de::DeserializeOwned;
+use sqlx::query::QueryScalar;
 use sqlx::sqlite::{
-    SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteSynchronous,
+    SqliteArguments, SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions,
+    SqliteSynchronous,
 };
-use sqlx::{ConnectOptions, Connection};
+use sqlx::{ConnectOptions, Connection, Sqlite};
 
 use super::schema::{self, MIGRATIONS};
 use super::{BrokenSeal, WriteTransaction, seal, sql};
@@ -83,6 +86,17 @@ impl Database {
             readers,
             read_only: Arc::new(OnceLock::from(reason.to_owned())),
         })
+    }
+
+    /// What a query lists in one value, a JSON array. Rows go one by one from the connection's thread to the one that
+    /// waits for them, which costs several microseconds each: too much for lists of all images in every request.
+    pub(super) async fn list<T: DeserializeOwned>(
+        &self,
+        query: QueryScalar<'_, Sqlite, String, SqliteArguments>,
+    ) -> Result<Vec<T>, StoreError> {
+        Ok(serde_json::from_str(
+            &query.fetch_one(&self.readers).await?,
+        )?)
     }
 
     /// Why nothing may be written, when that is so.

@@ -76,6 +76,11 @@ impl Database {
             .await?)
     }
 
+    /// Present images in order of first sight: id, time of the last change in milliseconds, and size in bytes.
+    pub async fn image_marks(&self) -> Result<Vec<(String, i64, i64)>, StoreError> {
+        self.list(sqlx::query_scalar(sql!("images_marks"))).await
+    }
+
     /// A number that is kept by triggers: `images_present`, `label_changes`.
     pub async fn counter(&self, name: &str) -> Result<i64, StoreError> {
         Ok(sqlx::query_scalar(sql!("counter_get"))
@@ -155,10 +160,8 @@ impl Database {
 
     /// When a strategy last served each image: id and milliseconds.
     pub async fn last_servings(&self, strategy: &str) -> Result<Vec<(String, i64)>, StoreError> {
-        Ok(sqlx::query_as(sql!("serving_last"))
-            .bind(strategy)
-            .fetch_all(self.readers())
-            .await?)
+        self.list(sqlx::query_scalar(sql!("serving_last")).bind(strategy))
+            .await
     }
 
     /// When the image was last served to the client, milliseconds since 1970-01-01 UTC.

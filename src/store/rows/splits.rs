@@ -40,9 +40,7 @@ impl Database {
 
     /// Ids of the test images.
     pub async fn test_images(&self) -> Result<Vec<String>, StoreError> {
-        Ok(sqlx::query_scalar(sql!("split_test"))
-            .fetch_all(self.readers())
-            .await?)
+        self.list(sqlx::query_scalar(sql!("split_test"))).await
     }
 }
 

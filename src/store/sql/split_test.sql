@@ -1,1 +1,1 @@
-SELECT image FROM current_splits WHERE part = 'test'
+SELECT json_group_array(image) FROM current_splits WHERE part = 'test'
