@@ -212,6 +212,6 @@ def test_the_lead_and_leases(desk: Desk, tmp_path: pathlib.Path) -> None:
         desk.do(lead.refresh)
         assert lead.running is None and "was stopped" in lead.view().round, lead.view().round
         desk.do(lead.pin)
-        assert lead.message and "held" in lead.message.text and lead.view().buttons["unpin"].enabled
+        assert lead.message and "pinned" in lead.message.text and lead.view().buttons["unpin"].enabled
         desk.do(lead.unpin)
         assert not lead.view().buttons["unpin"].enabled

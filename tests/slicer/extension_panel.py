@@ -116,7 +116,7 @@ class Module:
         for _ in range(3):
             # Texts take more rows when they get less room, so this comes to rest in steps.
             spare = base.sizeHint(page).height() - base.minimumSizeHint(page).height()
-            parent.resize(width, base.minimumSizeHint(parent).height() + spare)
+            parent.resize(width, max(base.minimumSizeHint(parent).height() + spare, base.layout(parent).totalHeightForWidth(width)))
             QtCore.QCoreApplication.processEvents()
         folder = pathlib.Path(PICTURES) if PICTURES else path
         folder.mkdir(parents=True, exist_ok=True)

@@ -103,9 +103,9 @@ def test_rounds(module: Module, tmp_path: pathlib.Path) -> None:
         module.click("leadRefreshButton")
         assert [row[:2] for row in texts(ui.versionsTable)] == [["2", "live"], ["1", "published"]]
         assert "0 since the last round" in ui.labelsLabel.text
-        # Round 2: the live version is held, and the server is killed while it trains. It goes on after the start.
+        # Round 2: the live version is pinned, and the server is killed while it trains. It goes on after the start.
         module.click("pinButton")
-        assert "is held" in ui.messageLabel.text and not ui.pinButton.enabled
+        assert "is pinned" in ui.messageLabel.text and not ui.pinButton.enabled
         module.click("startRoundButton")
         module.wait(saw("Round 2 trains, step"))
         server.kill()

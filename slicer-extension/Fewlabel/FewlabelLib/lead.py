@@ -155,8 +155,8 @@ class Lead(Asker):
             "stop": Button(busy or offline or ("" if self.running else "No round is under way.")),
             "publish": Button(busy or offline or none or ("This version is live already." if live else "")),
             "keep": Button(busy or offline or none or ("The live version cannot be set aside." if live else "" if chosen and chosen.get("state") == "candidate" else "Only candidates can be set aside.")),
-            "pin": Button(busy or offline or ("It is held already." if model.get("pinned") else "" if model else "There is no model.")),
-            "unpin": Button(busy or offline or ("" if model.get("pinned") else "Nothing is held.")),
+            "pin": Button(busy or offline or ("It is pinned already." if model.get("pinned") else "" if model else "There is no model.")),
+            "unpin": Button(busy or offline or ("" if model.get("pinned") else "No version is pinned.")),
             "rollback": Button(busy or offline or ("" if model.get("rollback_version") else "There is no version to go back to.")),
         }
 
@@ -205,7 +205,7 @@ class Lead(Asker):
         self._decide("keep", f"Version {self.chosen} is set aside; the live version stays.")
 
     def pin(self) -> None:
-        self._send("POST", f"/models/{self._model()}/pin", "The live version is held: rounds publish nothing.")
+        self._send("POST", f"/models/{self._model()}/pin", "The live version is pinned: rounds publish nothing.")
 
     def unpin(self) -> None:
         self._send("POST", f"/models/{self._model()}/unpin", "Rounds publish again.")
