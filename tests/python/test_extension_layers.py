@@ -318,6 +318,8 @@ def test_the_lead_is_told_what_counts() -> None:
         {"version": 4, "state": "candidate", "live": False, "metrics": {"mean_dice": 0.74}}, {"version": 3, "state": "published", "live": True}]}]  # fmt: skip
     view = lead.view()
     assert "12 of 40" in view.labels and "3 since the last round" in view.labels and "after 2 more" in view.labels and "at 02:00" in view.labels
+    lead.new_labels = None
+    assert "after 5 new labels" in lead.view().labels and "since" not in lead.view().labels
     assert view.round == "Round 3 was not published: mandible is worse"
     assert view.comparison == (("mean", "0.710", "0.740", "+0.030"), ("mandible", "0.800", "–", "–"))
     assert view.annotators == (("ann", "7", "9", "14.0"),)

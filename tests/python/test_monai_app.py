@@ -1,16 +1,20 @@
 """The MONAI Label application of `plugin/`, in MONAI Label's own classes (0.8.5), against the built server.
 
-Packages that this environment does not have are stood in for (see `standins`). The datastore, the application class and the task classes are MONAI Label's.
+Packages that this environment does not have (torch and MONAI are some gigabytes large) are stood in for: the application
+uses nothing of them. The datastore, the application class and the task classes are MONAI Label's.
 """
 
 from __future__ import annotations
 
 import importlib
+import importlib.abc
+import importlib.machinery
 import importlib.util
 import os
 import pathlib
 import shutil
 import sys
+import types
 from collections.abc import Iterator
 from typing import Any
 
@@ -18,12 +22,44 @@ import nibabel
 import numpy
 import pytest
 import requests
-from standins.stand_ins import STOOD_IN, StandIns
 
 from serving import LABELS, ROOT, STUDIES, Server, running, torso
 
 APP = ROOT / "plugin" / "fewlabel-app"
 MODEL = "pct-net-s"
+STOOD_IN = (
+    "PIL", "cachetools", "dicomweb_client", "girder_client", "itk", "monai", "nrrd", "psutil", "pydantic_settings", "pydicom", "pydicom_seg", "schedule", "timeloop", "torch",
+)  # fmt: skip
+"""What MONAI Label imports when it starts, and this environment does not have."""
+
+
+class _Anything(types.ModuleType):
+    """A module, class or value that stands for whatever is asked of it."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        # As a class to derive from, a value, and a decorator.
+        made = type(
+            name, (), {"__init__": lambda self, *args, **options: None, "__call__": lambda self, *args, **options: args[0] if args else self, "__class_getitem__": classmethod(lambda cls, item: cls)}
+        )
+        setattr(self, name, made)
+        return made
+
+
+class _StandIns(importlib.abc.MetaPathFinder, importlib.abc.Loader):
+    """Offers modules of packages that are not installed."""
+
+    def find_spec(self, name: str, path: Any = None, target: Any = None) -> Any:
+        if name.split(".")[0] not in STOOD_IN:
+            return None
+        return importlib.machinery.ModuleSpec(name, self, is_package=True)
+
+    def create_module(self, spec: Any) -> Any:
+        return _Anything(spec.name)
+
+    def exec_module(self, module: Any) -> None:
+        pass
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +75,7 @@ def application(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Ite
     folder = tmp_path_factory.mktemp("monai")
     studies = folder / "studies"
     shutil.copytree(server.folder / "studies", studies, ignore=shutil.ignore_patterns(".fewlabel"))
-    finder = StandIns()
+    finder = _StandIns()
     before, path = set(sys.modules), list(sys.path)
     sys.meta_path.append(finder)
     sys.path.insert(0, str(APP))

@@ -22,8 +22,8 @@ class Asker:
         self._order: Job | None = None
         """The same, of what changes something."""
 
-    def _run(self, name: str, work: Callable[[Job], Any], done: Callable[[Any], None], order: bool = False) -> None:
-        """An `order` changes something at the server, also when its answer is lost."""
+    def _run(self, name: str, work: Callable[[Job], Any], done: Callable[[Any], None], order: bool = False, aside: bool = False) -> None:
+        """An `order` changes something at the server, also when its answer is lost. Nobody waits for what is asked `aside`."""
 
         def answered() -> None:
             self._job = None if self._job is job else self._job
@@ -40,7 +40,8 @@ class Asker:
             self.message = Message("error", fault.what, safe, fault.next_step)
             self._changed()
 
-        self._job = job = self._jobs.start("watch", name, work, finished, failed)
+        job = self._jobs.start("watch", name, work, finished, failed)
+        self._job = self._job if aside else job
         self._order = job if order else self._order
         self._changed()
 

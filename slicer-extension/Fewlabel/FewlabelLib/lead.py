@@ -48,8 +48,8 @@ class Lead(Asker):
         """The version that the buttons are about."""
         self.rounds: list[dict[str, Any]] = []
         self.settings: dict[str, Any] = {}
-        self.new_labels = 0
-        """Images that were labelled since the last round began."""
+        self.new_labels: int | None = None
+        """Images that were labelled since the last round began; none when the server does not tell."""
         self.models: list[dict[str, Any]] = []
         self.statistics: dict[str, Any] = {}
         self._client, self._model, self._now_s = client, model, now_s
@@ -81,12 +81,13 @@ class Lead(Asker):
         if not images:
             return ""
         text = f"{images['labelled']} of {images['total']} cases labelled, {images.get('leased', 0)} being worked on."
-        if self.rounds:
-            text += f" {self.new_labels} since the last round."
-        after, daily_at = self.settings.get("after_labels"), self.settings.get("daily_at")
-        if after:
-            missing = max(int(after) - self.new_labels, 0)
-            text += f" The next round begins by itself after {missing} more." if missing else " The next round begins by itself soon."
+        new, after, daily_at = self.new_labels, self.settings.get("after_labels"), self.settings.get("daily_at")
+        if self.rounds and new is not None:
+            text += f" {new} since the last round."
+        if after and new is None:
+            text += f" A round begins by itself after {after} new labels."
+        elif after and new is not None:
+            text += f" The next round begins by itself after {after - new} more." if after > new else " The next round begins by itself soon."
         if daily_at:
             text += f" A round begins by itself at {daily_at} when there are new labels."
         if images["labelled"] == 0:
@@ -179,7 +180,7 @@ class Lead(Asker):
         def done(result: tuple[Any, Any, Any]) -> None:
             rounds, models, self.statistics = result
             self.rounds, self.settings, self.models = rounds.get("rounds", []), rounds.get("settings", {}), models.get("models", [])
-            self.new_labels = int(rounds.get("new_labels", 0))
+            self.new_labels = rounds.get("new_labels")
             if self.chosen not in [entry.get("version") for entry in self.versions]:
                 self.chosen = None
             if self.message and self.message.level == "error":

@@ -119,7 +119,7 @@ class Review(Asker):
             self.chosen = next((case for case in self.cases if self.chosen and case.image == self.chosen.image), None)
             self._changed()
 
-        self._run("review", lambda job: client.get("/reviews/", job.cancel), done)
+        self._run("review", lambda job: client.get("/reviews/", job.cancel), done, aside=True)
 
     def choose(self, image: str) -> None:
         """Makes a case the one that the buttons are about, and asks who read it."""
