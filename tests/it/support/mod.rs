@@ -5,6 +5,7 @@ mod http;
 mod inspect;
 pub mod pacs;
 mod process;
+mod tiny;
 mod worker;
 
 use std::path::{Path, PathBuf};
@@ -27,6 +28,7 @@ use tokio::task::JoinHandle;
 pub use http::{Http, Reply, multipart};
 pub use inspect::{inspect, numbers};
 pub use process::{Process, children, kill_9, shared};
+pub use tiny::{organs, tiny_model, tiny_site};
 pub use worker::FakeWorker;
 
 /// 2023-11-14 22:13:20 UTC.

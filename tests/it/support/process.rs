@@ -6,7 +6,7 @@ use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
-use super::Http;
+use super::http::Http;
 
 /// The folder of shared test data, or `None` with the reason printed.
 pub fn shared(part: &str) -> Option<PathBuf> {
