@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import numpy
 import pytest
+import requests
 import slicer
 import slicer.util
 import vtk
@@ -158,7 +159,7 @@ def paint(panel: Panel, organ: numpy.ndarray) -> tuple[numpy.ndarray, numpy.ndar
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_scribbles(panel: Panel, method: str, tmp_path: pathlib.Path) -> None:
+def test_scribbles(panel: Panel, clicking: Server, method: str, tmp_path: pathlib.Path) -> None:
     panel.ui.scribblesMethodSelector.setCurrentText(method)
     panel.ui.scribLabelComboBox.setCurrentText(LABELS[0])
     wanted, other = truth(panel, 1), truth(panel, 2)
@@ -181,9 +182,13 @@ def test_scribbles(panel: Panel, method: str, tmp_path: pathlib.Path) -> None:
     panel.click("updateScribblesButton")
     assert not panel.mask(LABELS[0])[wrong].any()
 
-    # The plugin leaves the strokes out of what it submits.
+    # The plugin leaves the strokes out of what it submits, and keeps them on the screen.
     panel.click("saveLabelButton")
-    assert panel.segments() == list(LABELS)
+    image = panel.widget.current_sample["id"]
+    objects = requests.get(f"{clicking.url}/datastore/", params={"output": "all"}, timeout=60).json()["objects"]
+    info = objects[image]["labels"]["final"]["info"]
+    assert [entry["name"] for entry in info["label_info"]] == list(LABELS)
+    requests.delete(f"{clicking.url}/datastore/label", params={"id": image, "tag": "final"}, timeout=60)
 
 
 def test_scribbles_in_a_box(panel: Panel) -> None:
