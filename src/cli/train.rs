@@ -377,7 +377,8 @@ impl TrainArgs {
             }
         };
         let model = if self.clicks {
-            with_clicks(model)
+            let spacing_mm = model.preprocessing.spacing_mm.or(survey.spacing_mm());
+            with_clicks(model, spacing_mm)
         } else {
             model
         };
@@ -412,13 +413,13 @@ impl TrainArgs {
 }
 
 /// A model that takes clicks. It has a name of its own, so that a server shows it beside the one that it came from.
-fn with_clicks(model: ModelDescription) -> ModelDescription {
+fn with_clicks(model: ModelDescription, spacing_mm: Option<[f64; 3]>) -> ModelDescription {
     if model.clicks.is_some() {
         return model;
     }
     ModelDescription {
         name: format!("{}-clicks", model.name),
-        clicks: Some(ClickGuidance::default()),
+        clicks: Some(spacing_mm.map_or_else(ClickGuidance::default, ClickGuidance::at_spacing)),
         network: PctNetConfig {
             in_chns: ClickGuidance::channels(model.network.class_num),
             ..model.network

@@ -41,10 +41,7 @@ pub use credentials::Credentials;
 pub use error::WebError;
 pub use query::{FoundSeries, Listing};
 pub use uid::Uid;
-
-use address::Address;
-use cache::Cache;
-use client::Client;
+use {address::Address, cache::Cache, client::Client};
 
 /// What is kept of a DICOMweb server besides its address.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -104,10 +101,7 @@ impl Pacs {
         Self::with_pace(url, credentials, settings, cache, Pace::default())
     }
 
-    /// As [`Pacs::new`], with other time limits.
-    ///
-    /// # Errors
-    /// As [`Pacs::new`].
+    /// As [`Pacs::new`], in its errors too, with other time limits.
     pub fn with_pace(
         url: &str,
         credentials: Credentials,

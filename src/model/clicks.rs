@@ -13,6 +13,9 @@ use crate::imaging::Geometry;
 /// Standard deviations after which a click is not seen any more.
 const REACH: f64 = 3.0;
 
+/// Standard deviation in voxels, at least.
+const LEAST_VOXELS: f64 = 1.5;
+
 /// How a network takes clicks.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct ClickGuidance {
@@ -27,6 +30,15 @@ impl Default for ClickGuidance {
 }
 
 impl ClickGuidance {
+    /// For voxels of that spacing `[z, y, x]`: a click covers a few of them, or the network would hardly see it.
+    pub fn at_spacing(spacing_mm: [f64; 3]) -> Self {
+        let mut sorted = spacing_mm;
+        sorted.sort_by(f64::total_cmp);
+        Self {
+            sigma_mm: Self::default().sigma_mm.max(LEAST_VOXELS * sorted[1]),
+        }
+    }
+
     /// Input channels of a network with so many classes (background included).
     pub fn channels(classes: usize) -> usize {
         1 + classes
@@ -154,6 +166,13 @@ mod tests {
     use proptest::prelude::*;
 
     const GUIDANCE: ClickGuidance = ClickGuidance { sigma_mm: 4.0 };
+
+    #[test]
+    fn a_click_covers_some_voxels() {
+        let sigma = |spacing| ClickGuidance::at_spacing(spacing).sigma_mm;
+        assert_eq!(sigma([2.5, 1.5, 1.5]), 4.0);
+        assert_eq!(sigma([3.0, 8.0, 8.0]), 12.0);
+    }
 
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(64))]

@@ -32,9 +32,7 @@ mod upkeep;
 mod vitals;
 mod watch;
 
-use std::path::PathBuf;
-use std::sync::Arc;
-use std::time::Duration;
+use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use serde_json::Value;
 use tokio::sync::{Mutex, Semaphore};
@@ -141,9 +139,8 @@ struct Inner {
     seed: u64,
     settle: Duration,
     decoders: Arc<Semaphore>,
-    /// Held while the studies folder is looked through.
+    /// Held while the studies folder is looked through, and while an image is chosen for an annotator.
     scanning: Mutex<()>,
-    /// Held while an image is chosen for an annotator.
     choosing: Mutex<()>,
     counts: Mutex<counts::Kept>,
     journal: journal::Journal,
