@@ -8,12 +8,9 @@ use std::path::{Path, PathBuf};
 pub enum ConfigError {
     /// The studies folder is not there.
     #[error(
-        "--studies {0}: this is not a folder; give the folder that holds the images (*.nii.gz, *.nii, *.nrrd)"
+        "--studies {0}: this is not a folder; give the folder that holds the images (*.nii.gz, *.nii, *.nrrd, DICOM series), or the address of a DICOMweb server"
     )]
     Studies(PathBuf),
-    /// DICOMweb.
-    #[error("--studies {0}: DICOMweb servers are not supported yet; give a folder")]
-    DicomWeb(String),
     /// The host name has no address.
     #[error("--host {0}: no address is known for this name")]
     Host(String),
@@ -44,11 +41,30 @@ pub struct RawServeConfig {
     pub upload_limit_bytes: u64,
 }
 
+/// Where the images are.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum StudiesAt {
+    /// Existing folder; never written to, except for the data folder when it is inside.
+    Folder(PathBuf),
+    /// Address of a DICOMweb server, unchecked.
+    DicomWeb(String),
+}
+
+impl StudiesAt {
+    /// The folder, if it is one.
+    pub fn folder(&self) -> Option<&Path> {
+        match self {
+            Self::Folder(folder) => Some(folder),
+            Self::DicomWeb(_) => None,
+        }
+    }
+}
+
 /// A checked configuration.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ServeConfig {
-    /// Existing folder with the images; never written to, except for `data` when it is inside.
-    pub studies: PathBuf,
+    /// Where the images are.
+    pub studies: StudiesAt,
     /// Folder for everything this server writes.
     pub data: PathBuf,
     /// Where to listen.
@@ -60,18 +76,23 @@ pub struct ServeConfig {
 }
 
 impl ServeConfig {
-    /// Checks what a user gave. The data folder is `.fewlabel` in the studies folder unless given.
+    /// Checks what a user gave. The data folder is `.fewlabel` in the studies folder unless given; with a DICOMweb server, in
+    /// the current one.
     ///
     /// # Errors
     /// [`ConfigError`], with what to do instead.
     pub fn check(raw: RawServeConfig) -> Result<Self, ConfigError> {
-        if raw.studies.starts_with("http://") || raw.studies.starts_with("https://") {
-            return Err(ConfigError::DicomWeb(raw.studies));
-        }
-        let studies = Path::new(&raw.studies);
-        let studies = match studies.canonicalize() {
-            Ok(studies) if studies.is_dir() => studies,
-            _ => return Err(ConfigError::Studies(studies.to_owned())),
+        let is_address = ["http://", "https://"]
+            .iter()
+            .any(|scheme| raw.studies.starts_with(scheme));
+        let studies = if is_address {
+            StudiesAt::DicomWeb(raw.studies)
+        } else {
+            let folder = Path::new(&raw.studies);
+            match folder.canonicalize() {
+                Ok(folder) if folder.is_dir() => StudiesAt::Folder(folder),
+                _ => return Err(ConfigError::Studies(folder.to_owned())),
+            }
         };
         let ip = match raw.host.parse::<IpAddr>() {
             Ok(ip) => ip,
@@ -87,7 +108,10 @@ impl ServeConfig {
             return Err(ConfigError::Open(ip));
         }
         Ok(Self {
-            data: raw.data.unwrap_or_else(|| studies.join(".fewlabel")),
+            data: raw.data.unwrap_or_else(|| {
+                let beside = studies.folder().unwrap_or(Path::new("."));
+                beside.join(".fewlabel")
+            }),
             studies,
             address: SocketAddr::new(ip, raw.port),
             infer_slots: raw.infer_slots.max(1),
@@ -138,7 +162,8 @@ mod tests {
             let refused = ServeConfig::check(raw(studies, "127.0.0.1")).unwrap_err();
             assert!(matches!(refused, ConfigError::Studies(_)));
         }
-        let refused = ServeConfig::check(raw("https://pacs/dicom-web", "127.0.0.1"));
-        assert!(matches!(refused, Err(ConfigError::DicomWeb(_))));
+        let config = ServeConfig::check(raw("https://pacs/dicom-web", "127.0.0.1")).unwrap();
+        let address = "https://pacs/dicom-web".to_owned();
+        assert_eq!(config.studies, StudiesAt::DicomWeb(address));
     }
 }

@@ -11,6 +11,7 @@
 //!                   │        ▲
 //!                   ▼        │ worker/: claims a job, computes, commits through the domain
 //!                 store/: rows, blobs, jobs        clock, config, rng, telemetry: leaves
+//!                 dicomweb/: a PACS
 //! ```
 //! | module | what it is about | must not know |
 //! |---|---|---|
@@ -20,7 +21,8 @@
 //! | [`rounds`] | which case is next, what a round learns from, which version serves | HTTP |
 //! | [`sessions`] | short-lived uploads that are not part of the project | HTTP |
 //! | [`store`] | SQLite rows, content-named blobs, the queue of jobs | what they mean |
-//! | [`worker`] | the process that computes | HTTP |
+//! | [`dicomweb`] | a DICOMweb server: its list, copies of its series, results stored there, what is passed on | projects |
+//! | [`worker`] | the process that computes | HTTP of clients |
 //! | [`rest`] | one file per group of routes; start with `rest/router.rs` | how things are computed |
 //! | [`cli`] | one file per subcommand | |
 //!
@@ -52,6 +54,14 @@
 //! there, `model/infer/on_device.rs`). The file goes back as the second
 //! part of a multipart answer with `Content-Length`, which MONAI Label's client needs. A client that
 //! leaves takes its job along.
+//!
+//! # A click, a stroke
+//! Names that `/infer` knows beyond the models are in `rest/interaction.rs`. Points travel as voxels of the file to the
+//! worker, which holds the scans last used (`worker/scans.rs`). [`model::OpenScan`] keeps the blended logits of such a scan: a
+//! click becomes a Gaussian in an input channel of its class (`model/clicks.rs`), windows that see it are asked with the old and
+//! with the new clicks, and the blend, which is in the host's memory on a GPU too, gets the difference. Strokes become a mask by
+//! [`imaging::scribbles`]: likelihoods of intensities, the model's probabilities as odds before them, and a minimum cut on the
+//! grid of the file.
 //!
 //! # A next case
 //! `POST /activelearning/{strategy}` chooses among the images without an accepted label ([`rounds::strategy`], one file per
@@ -98,7 +108,19 @@
 //! [`store::rows::Database::begin`] refuses, so that every write answers with the reason. A backup is a
 //! snapshot of the rows, then the immutable files that it names.
 //!
+//! # Studies on a PACS
+//! `serve --studies https://...` makes the series of a DICOMweb server the images. The list is a query
+//! ([`dicomweb::Pacs::list`]) that `project/rescan.rs` compares with the rows as it does with a folder, so that counts are right
+//! before any pixel is here. Whoever reads an image goes through [`project::Project::image_file`]: the one place where a series
+//! is fetched, and held while it is read. A copy is a zip file of checked instances under a name that says which state of the
+//! series it is; server and worker share the folder by locks on the files. Accepted labels that say nothing about having been
+//! stored are stored ([`project::Project::store_results`]): there is no queue that could disagree with the labels, and an object
+//! made again from a revision has the same identifiers.
+//!
 //! # Decisions worth knowing
+//! - **Own multipart parser and DICOM JSON reading** ([`dicomweb`]): two hundred lines, bounded, against a client library that
+//!   brings a second HTTP client and a DICOM parser of its own. HTTP is hyper, which is here anyway, with rustls and the
+//!   certificates of the system.
 //! - **Own codecs for NIfTI and NRRD.** The `nifti` crate accepts a wrong gzip checksum and an offset
 //!   that is not a number, and knows no NIfTI-2; a reader of patients' images must refuse the former.
 //! - **Own walker of DICOM files** ([`imaging::dicom`]); only the decoders of compressed pixels are crates.
@@ -119,6 +141,7 @@
 pub mod cli;
 pub mod clock;
 pub mod config;
+pub mod dicomweb;
 pub mod imaging;
 pub mod model;
 pub mod project;

@@ -33,7 +33,9 @@ class FewlabelApp(MONAILabelApp):
         )
 
     def init_infers(self) -> dict[str, Any]:
-        return {name: RemoteInfer(self._remote, name, about) for name, about in self._about["models"].items()}
+        # Strokes and clicks are for clients that are connected to the Fewlabel server itself.
+        models = {name: about for name, about in self._about["models"].items() if about["type"] == "segmentation"}
+        return {name: RemoteInfer(self._remote, name, about) for name, about in models.items()}
 
     def init_trainers(self) -> dict[str, Any]:
         return {name: RemoteTrain(self._remote, name, about) for name, about in self._about["trainers"].items()}

@@ -23,6 +23,8 @@ const USED: &[&str] = &[
     "AUTH_ENABLE",
     "CORS_ORIGINS",
     "DATASTORE_AUTO_RELOAD",
+    "DICOMWEB_PASSWORD",
+    "DICOMWEB_USERNAME",
     "SERVER_PORT",
     "SESSIONS",
     "SESSION_EXPIRY",
@@ -77,14 +79,16 @@ const IGNORED: &[(&str, &[&str])] = &[
     ),
     ("there is no login", &["AUTH_"]),
     (
-        "the studies are a folder, not a DICOMweb server",
-        &[
-            "DICOMWEB_",
-            "QIDO_PREFIX",
-            "STOW_PREFIX",
-            "USE_ITK_FOR_DICOM_SEG",
-            "WADO_PREFIX",
-        ],
+        "what is taken from a DICOMweb server and kept is chosen with --filter, --poll-s and --cache-gib",
+        &["DICOMWEB_"],
+    ),
+    (
+        "--studies is the one address of all services of a DICOMweb server",
+        &["QIDO_PREFIX", "STOW_PREFIX", "WADO_PREFIX"],
+    ),
+    (
+        "DICOM objects are written by this program itself, see --store-as",
+        &["USE_ITK_FOR_DICOM_SEG"],
     ),
 ];
 

@@ -9,11 +9,11 @@ use clap::Args;
 use serde_json::json;
 
 use super::progress::Progress;
-use super::{Usage, gpu};
+use super::{Usage, gpu, parse_triple};
 use crate::clock::{Clock, SystemClock};
-use crate::imaging::dicom::{self, Algorithm, ResultKind, SegmentationKind};
+use crate::imaging::dicom::{self, Algorithm, Drawn, ResultKind, SegmentationKind};
 use crate::imaging::{Budget, LabelFormat, read_scan, write_label};
-use crate::model::{DeviceChoice, Manifest, PrecisionChoice, Segmenter};
+use crate::model::{Click, DeviceChoice, LabelSchema, Manifest, PrecisionChoice, Segmenter};
 use crate::telemetry::peak_memory_bytes;
 
 /// Arguments of `fewlabel infer`.
@@ -43,6 +43,10 @@ pub struct InferArgs {
     /// Test-time augmentation: none, or flips (the mean with the mirrored scan, paired labels exchanged; twice the time)
     #[arg(long, default_value = "none", value_parser = ["none", "flips"])]
     tta: String,
+    /// A click: the voxel I,J,K (as in the file, from 0) belongs to LABEL, which may be background. May be given many times;
+    /// for one image, and for a model trained with --clicks
+    #[arg(long = "click", value_name = "LABEL=I,J,K")]
+    clicks: Vec<String>,
     /// Print one JSON document with times and memory
     #[arg(long)]
     json: bool,
@@ -79,6 +83,11 @@ pub fn run(args: InferArgs) -> anyhow::Result<ExitCode> {
         )));
     }
     gpu::announce(args.device)?;
+    if !args.clicks.is_empty() && args.images.len() > 1 {
+        bail!(Usage(
+            "--click is for one image, but there are several".to_owned()
+        ));
+    }
     let load = Instant::now();
     let mut segmenter = Segmenter::load(&args.model, args.device, args.precision)?;
     if args.tta == "flips" {
@@ -88,6 +97,11 @@ pub fn run(args: InferArgs) -> anyhow::Result<ExitCode> {
     if !segmenter.manifest().trained {
         eprintln!("note: this model has not been trained; its labels mean nothing yet");
     }
+    let clicks = args
+        .clicks
+        .iter()
+        .map(|text| parse_click(text, &segmenter.manifest().labels))
+        .collect::<anyhow::Result<Vec<_>>>()?;
     let (mut done, mut failed) = (Vec::new(), Vec::new());
     for image in &args.images {
         let (out, format) = match as_file {
@@ -101,7 +115,7 @@ pub fn run(args: InferArgs) -> anyhow::Result<ExitCode> {
                 Format::Label(LabelFormat::NiftiGz),
             ),
         };
-        match segment_file(&segmenter, image, &out, format) {
+        match segment_file(&segmenter, image, &clicks, &out, format) {
             Ok(entry) => {
                 if !args.json {
                     println!("{}: {} s", out.display(), entry["seconds"]["total"]);
@@ -144,6 +158,7 @@ enum Format {
 fn segment_file(
     segmenter: &Segmenter,
     image: &Path,
+    clicks: &[Click],
     out: &Path,
     format: Format,
 ) -> anyhow::Result<serde_json::Value> {
@@ -166,7 +181,7 @@ fn segment_file(
     };
     let read_s = start.elapsed().as_secs_f64();
     let mut progress = Progress::new(&stem(image), 1);
-    let result = segmenter.segment(&scan.volume, &mut |done, all| {
+    let result = segmenter.segment(&scan.volume, clicks, &mut |done, all| {
         progress.set(done, all, "windows");
         std::ops::ControlFlow::Continue(())
     })?;
@@ -206,6 +221,29 @@ fn segment_file(
     }))
 }
 
+/// `LABEL=I,J,K` with the names of the model.
+fn parse_click(text: &str, labels: &LabelSchema) -> anyhow::Result<Click> {
+    let wrong = |reason: &str| Usage(format!("--click {text}: {reason}"));
+    let (name, place) = text
+        .rsplit_once('=')
+        .ok_or_else(|| wrong("it has to be LABEL=I,J,K"))?;
+    let class = match name {
+        "background" => 0,
+        name => labels.value_of(name).ok_or_else(|| {
+            wrong(&format!(
+                "the model has no such label; it has: background, {}",
+                labels.names().join(", ")
+            ))
+        })?,
+    };
+    let [i, j, k] = parse_triple::<usize>(place)
+        .map_err(|reason| wrong(&format!("it has to be LABEL=I,J,K: {reason}")))?;
+    Ok(Click {
+        class,
+        voxel: [k, j, i],
+    })
+}
+
 /// What a DICOM object says about the model.
 fn algorithm(model: &Manifest) -> Algorithm {
     Algorithm {
@@ -213,6 +251,7 @@ fn algorithm(model: &Manifest) -> Algorithm {
         version: format!("Fewlabel {}", env!("CARGO_PKG_VERSION")),
         sha256: model.weights_sha256.clone(),
         made_ms: SystemClock.now_ms(),
+        drawn: Drawn::Automatically,
     }
 }
 

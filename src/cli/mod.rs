@@ -8,6 +8,7 @@ pub mod convert;
 mod curve;
 mod dataset;
 pub mod demo;
+mod dicomweb_options;
 mod environment;
 pub mod evaluate;
 pub mod export;

@@ -11,14 +11,16 @@ use tokio::net::TcpListener;
 use tokio::sync::watch;
 
 use super::Usage;
+use super::dicomweb_options::DicomWebOptions;
 use super::environment::Settings;
 use super::round_options::RoundOptions;
 use crate::clock::SystemClock;
-use crate::config::{RawServeConfig, ServeConfig};
+use crate::config::{RawServeConfig, ServeConfig, StudiesAt};
 use crate::model::{self, DeviceChoice, LabelSchema, Manifest, PctNetConfig, PrecisionChoice};
-use crate::project::{Limits, OpenProject, Project, ProjectError, SETTLE};
+use crate::project::{Limits, OpenProject, Project, ProjectError, SETTLE, Studies};
 use crate::rest::serve::{self, Limits as HttpLimits, stop_signal};
 use crate::rest::{App, AppParts, damaged, router};
+use crate::rounds::ahead;
 use crate::rounds::registry::{ModelVersion, Registry};
 use crate::rounds::schedule;
 use crate::sessions::Sessions;
@@ -38,8 +40,10 @@ const HOUSEKEEPING: Duration = Duration::from_secs(300);
 /// Arguments of `fewlabel serve`.
 #[derive(Args, Clone, Debug)]
 pub struct ServeArgs {
-    /// Folder with the images at its top level: *.nii.gz, *.nii, *.nrrd, and DICOM series as folders or *.zip. Images are
-    /// never changed
+    /// Folder with the images at its top level: *.nii.gz, *.nii, *.nrrd, and DICOM series as folders or *.zip. Or the address
+    /// of a DICOMweb server: its series are the images, and accepted labels are stored there; its login comes from the
+    /// environment (FEWLABEL_DICOMWEB_TOKEN, FEWLABEL_DICOMWEB_TOKEN_FILE, or MONAI_LABEL_DICOMWEB_USERNAME with
+    /// MONAI_LABEL_DICOMWEB_PASSWORD or FEWLABEL_DICOMWEB_PASSWORD_FILE). Images are never changed
     #[arg(
         long,
         value_name = "DIR|DICOMWEB_URL",
@@ -48,7 +52,7 @@ pub struct ServeArgs {
     )]
     pub studies: String,
     /// Folder for labels, models and everything else this server writes [default: .fewlabel in the
-    /// studies folder]
+    /// studies folder; with a DICOMweb server, in the current folder]
     #[arg(long, value_name = "DIR")]
     pub data: Option<PathBuf>,
     /// Name or address to listen on. Any but this machine needs --insecure
@@ -101,6 +105,9 @@ pub struct ServeArgs {
     /// Rounds, their gate and leases
     #[command(flatten)]
     pub rounds: RoundOptions,
+    /// What a DICOMweb server gives and gets
+    #[command(flatten)]
+    pub dicomweb: DicomWebOptions,
     /// How log lines are written to standard error
     #[arg(long, value_enum, default_value = "text")]
     pub log_format: LogFormat,
@@ -145,7 +152,13 @@ async fn start(args: ServeArgs) -> anyhow::Result<()> {
         Err(error) => return serve_damaged(&config, error).await,
     };
     let open = OpenProject {
-        studies: config.studies.clone(),
+        studies: match &config.studies {
+            StudiesAt::Folder(folder) => Studies::Folder(folder.clone()),
+            StudiesAt::DicomWeb(url) => Studies::DicomWeb {
+                url: url.clone(),
+                settings: args.dicomweb.settings(),
+            },
+        },
         data: config.data.clone(),
         labels,
         clock: Arc::new(SystemClock),
@@ -193,9 +206,14 @@ async fn start(args: ServeArgs) -> anyhow::Result<()> {
     if let Some(supervisor) = &supervisor {
         housekeeping.spawn(keep_house(project.clone(), sessions.clone()));
         if settings.follow_studies != Some(false) {
-            let follower = project.clone();
-            housekeeping.spawn(async move { follower.follow_studies().await });
+            let (follower, poll) = (project.clone(), args.dicomweb.poll());
+            housekeeping.spawn(async move { follower.follow_studies(poll).await });
         }
+        if let Some(how) = args.dicomweb.results() {
+            let sender = project.clone();
+            housekeeping.spawn(async move { sender.store_results(how).await });
+        }
+        housekeeping.spawn(ahead::fetch(project.clone()));
         housekeeping.spawn(schedule::keep_going(project.clone()));
         housekeeping.spawn(look_for_damage(project.clone(), supervisor.stopper()));
     }
@@ -282,7 +300,8 @@ async fn choose_labels(
         }
         None => None,
     };
-    let dataset = config.studies.join("dataset.json");
+    let dataset = config.studies.folder();
+    let dataset = dataset.map(|folder| folder.join("dataset.json"));
     let found = if let Some(dir) = given {
         let manifest = Manifest::read(dir);
         Some(
@@ -293,8 +312,8 @@ async fn choose_labels(
         )
     } else if let Some(schema) = stored_labels(&config.data).await? {
         Some(schema)
-    } else if dataset.is_file() {
-        let schema = LabelSchema::from_dataset_json(&dataset);
+    } else if let Some(dataset) = dataset.as_ref().filter(|file| file.is_file()) {
+        let schema = LabelSchema::from_dataset_json(dataset);
         Some(schema.map_err(|error| Usage(format!("{}: {error}", dataset.display())))?)
     } else {
         None
@@ -310,8 +329,8 @@ async fn choose_labels(
         (Some(labels), _) | (None, Some(labels)) => Ok(labels),
         (None, None) => Err(Usage(format!(
             "the labels of this project are not known; give one of: --model DIR (a model says its \
-             labels), a file dataset.json in {}, or --labels NAME,NAME,...",
-            config.studies.display(),
+             labels){}, or --labels NAME,NAME,...",
+            dataset.map_or_else(String::new, |file| format!(", a file {}", file.display())),
         ))
         .into()),
     }

@@ -14,9 +14,9 @@ use super::progress::Progress;
 use super::{Usage, gpu, parse_spacing, parse_triple, parse_window, report};
 use crate::model::pretrain::run_folder;
 use crate::model::{
-    Augment, CheckpointPlan, DeviceChoice, EndedEarly, Given, LabelSchema, Lineage, Manifest,
-    ModelDescription, PctNetConfig, PrecisionChoice, Spacing, Survey, TrainCase, TrainEvent,
-    TrainOptions, TrainRequest, measure_loading,
+    Augment, CheckpointPlan, ClickGuidance, DeviceChoice, EndedEarly, Given, LabelSchema, Lineage,
+    Manifest, ModelDescription, PctNetConfig, PrecisionChoice, Spacing, Survey, TrainCase,
+    TrainEvent, TrainOptions, TrainRequest, measure_loading,
 };
 use crate::rng::Rng;
 
@@ -87,6 +87,11 @@ pub struct TrainArgs {
     /// Test-time augmentation of validations: none, or flips (the mean with the mirrored scan; twice the time)
     #[arg(long, default_value = "none", value_parser = ["none", "flips"])]
     tta: String,
+    /// Make a model that takes clicks: further input channels show where a person clicked for each structure and for the
+    /// background, and clicks are simulated on its mistakes; it goes on to segment without clicks too. A model that takes
+    /// clicks already stays one
+    #[arg(long)]
+    clicks: bool,
     /// Threads that make patches [default: a quarter of the cores]
     #[arg(long, default_value_t = 0, hide_default_value = true, value_name = "N")]
     loaders: usize,
@@ -338,8 +343,13 @@ impl TrainArgs {
                     hu_window: Some(self.hu_window.unwrap_or(model.preprocessing.hu_window)),
                     patch: Some(self.patch.unwrap_or(model.patch)),
                 };
+                let classes = labels.class_count();
                 let network = PctNetConfig {
-                    class_num: labels.class_count(),
+                    class_num: classes,
+                    in_chns: match model.clicks {
+                        Some(_) => ClickGuidance::channels(classes),
+                        None => model.network.in_chns,
+                    },
                     ..model.network
                 };
                 let (preprocessing, patch, data) = survey.plan(&network, &given);
@@ -364,10 +374,17 @@ impl TrainArgs {
                     labels,
                     preprocessing,
                     patch,
+                    clicks: None,
                     trained: false,
                     lineage: lineage(data),
                 }
             }
+        };
+        let model = if self.clicks {
+            let spacing_mm = model.preprocessing.spacing_mm.or(survey.spacing_mm());
+            with_clicks(model, spacing_mm)
+        } else {
+            model
         };
         let fits = model.network.check_patch(model.patch);
         fits.map_err(|error| Usage(error.to_string()))?;
@@ -397,6 +414,22 @@ impl TrainArgs {
             precision: self.precision,
             weight_decay: defaults.weight_decay,
         }
+    }
+}
+
+/// A model that takes clicks. It has a name of its own, so that a server shows it beside the one that it came from.
+fn with_clicks(model: ModelDescription, spacing_mm: Option<[f64; 3]>) -> ModelDescription {
+    if model.clicks.is_some() {
+        return model;
+    }
+    ModelDescription {
+        name: format!("{}-clicks", model.name),
+        clicks: Some(spacing_mm.map_or_else(ClickGuidance::default, ClickGuidance::at_spacing)),
+        network: PctNetConfig {
+            in_chns: ClickGuidance::channels(model.network.class_num),
+            ..model.network
+        },
+        ..model
     }
 }
 

@@ -13,6 +13,7 @@
 //! | [`orientation`], [`resample`], [`components`] | grids turned, resampled, cleaned |
 //! | [`distance`], [`metrics`] | distances in mm; how well two label maps agree |
 //! | [`phantom`] | a synthetic torso, a pure function of its seed |
+//! | [`scribbles`] | painted strokes become a mask: likelihoods and a minimum cut |
 //! | [`render`] | pictures of a scan with its labels |
 //!
 //! Nothing here knows of projects, models or servers.
@@ -34,6 +35,7 @@ pub mod raster;
 pub mod render;
 pub mod resample;
 pub mod sample;
+pub mod scribbles;
 pub mod volume;
 pub(crate) mod whole_file;
 

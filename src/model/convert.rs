@@ -81,6 +81,7 @@ pub fn convert(
         network,
         labels: options.labels.clone(),
         preprocessing: options.preprocessing.clone(),
+        clicks: None,
         // Heads that start afresh have learned nothing.
         trained: report.missing.is_empty() && report.reshaped.is_empty(),
         lineage: Lineage {
@@ -113,6 +114,7 @@ pub fn create_untrained(
         patch: network.input_size,
         labels: labels.clone(),
         preprocessing: Preprocessing::default(),
+        clicks: None,
         trained: false,
         lineage: Lineage {
             seed: Some(seed),
@@ -252,7 +254,7 @@ fn logits_in<B: Kernels>(
     #[cfg(any(feature = "cuda", feature = "vulkan"))]
     let outputs = outputs.chain((engine != Engine::Cpu).then(|| {
         let [_, channels, d, h, w] = input.dims();
-        let ready = super::pct_net::Prepared::new(net, channels, [d, h, w], precision);
+        let ready = super::pct_net::ReadyNet::new(net, channels, [d, h, w], precision);
         let logits = ready.forward(input).cast(burn::tensor::DType::F32);
         ("logits0 (as inferred)".to_owned(), logits)
     }));

@@ -8,6 +8,9 @@ use crate::imaging::ImagingError;
 /// An error of the model layer.
 #[derive(Debug, thiserror::Error)]
 pub enum ModelError {
+    /// Clicks that this model does not take, or outside of the scan.
+    #[error("{0}")]
+    Clicks(String),
     /// A file could not be read or written.
     #[error("{path}: {source}")]
     Io {

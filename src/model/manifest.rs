@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use super::clicks::ClickGuidance;
 use super::error::ModelError;
 use super::pct_net::PctNetConfig;
 use super::plan::DataSummary;
@@ -29,6 +30,9 @@ pub struct ModelDescription {
     pub preprocessing: Preprocessing,
     /// Side lengths `[depth, height, width]` of the sliding window, in voxels after resampling.
     pub patch: [usize; 3],
+    /// How it takes clicks; absent: it does not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub clicks: Option<ClickGuidance>,
     /// Whether the weights have learned anything; an untrained model only starts a project.
     pub trained: bool,
     /// Where the weights come from.
@@ -48,6 +52,24 @@ impl ModelDescription {
                 self.labels.class_count()
             );
             return Err(ModelError::bad(path, reason));
+        }
+        if let Some(clicks) = self.clicks {
+            let (found, needed) = (
+                self.network.in_chns,
+                ClickGuidance::channels(self.network.class_num),
+            );
+            if found != needed {
+                let reason = format!(
+                    "a network that takes clicks needs {needed} input channels (the scan and one per class), this one has {found}"
+                );
+                return Err(ModelError::bad(path, reason));
+            }
+            if !(0.1..=100.0).contains(&clicks.sigma_mm) {
+                return Err(ModelError::bad(
+                    path,
+                    "sigma_mm of clicks must be between 0.1 and 100",
+                ));
+            }
         }
         let [low, high] = self.preprocessing.hu_window;
         if !(low.is_finite() && high.is_finite() && low < high) {

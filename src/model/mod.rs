@@ -2,6 +2,7 @@
 
 mod background;
 pub mod bench;
+mod clicks;
 pub mod convert;
 mod engine;
 mod error;
@@ -23,11 +24,12 @@ mod train;
 pub mod volume_fusion;
 pub mod weights;
 
+pub use clicks::{Click, ClickGuidance};
 pub use convert::create_untrained;
 pub use engine::cache::keep_kernels_in;
 pub use engine::{DeviceChoice, DeviceInfo, check_device, probe_device};
 pub use error::ModelError;
-pub use infer::{Explored, Explorer, Passes, ProbabilitySlice, Segmentation, Segmenter};
+pub use infer::{Explored, Explorer, OpenScan, Passes, ProbabilitySlice, Segmentation, Segmenter};
 pub use manifest::{Lineage, Manifest, ModelDescription, Preprocessing, write_model};
 pub use pct_net::PctNetConfig;
 pub use plan::{ClassFrequency, DataSummary, Given, Spacing, Survey};

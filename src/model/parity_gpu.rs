@@ -9,7 +9,7 @@ use burn_flex::Flex;
 use super::kernels::{CLOSE, Format, Gpu, Kernels, emulation, gpu_found};
 use super::loss::{Target, deep_supervised};
 use super::parity::{Fixture, distance, fixture, gradients, network, tensor};
-use super::pct_net::{DropoutStream, Mode, PctNet, PctNetConfig, Prepared};
+use super::pct_net::{DropoutStream, Mode, PctNet, PctNetConfig, ReadyNet};
 use super::precision::Precision;
 use super::train::adam;
 use super::weights::to_f32;
@@ -123,7 +123,7 @@ fn relative(ours: &[f32], want: &[f32]) -> f32 {
 }
 
 #[test]
-fn gpu_prepared_network() {
+fn gpu_ready_network() {
     if !gpu_found() {
         return;
     }
@@ -133,11 +133,11 @@ fn gpu_prepared_network() {
     let want = to_f32(want.into_data());
     let run = |precision| {
         let net = PctNet::<Gpu>::new(&config, 3, &Default::default()).unwrap();
-        let net = Prepared::new(&net, config.in_chns, patch, precision);
+        let net = ReadyNet::new(&net, config.in_chns, patch, precision);
         let logits = net.forward(noise(patch, 2)).cast(DType::F32);
         relative(&to_f32(logits.into_data()), &want)
     };
-    let plain = Prepared::new(&host, config.in_chns, patch, Precision::F32);
+    let plain = ReadyNet::new(&host, config.in_chns, patch, Precision::F32);
     let plain = relative(&to_f32(plain.forward(noise(patch, 2)).into_data()), &want);
     let ordinary = run(Precision::F32);
     let halves = run(Precision::F16);

@@ -126,6 +126,11 @@ impl Survey {
         Some((CT_HU[0] + bin as i32) as f32)
     }
 
+    /// The spacing that [`Spacing::Plan`] gives, `[z, y, x]`; none without scans.
+    pub fn spacing_mm(&self) -> Option<[f64; 3]> {
+        plan_spacing(&lps(&self.grids))
+    }
+
     /// Preprocessing and patch for a network that starts without a past.
     pub fn plan(
         &self,
@@ -133,9 +138,8 @@ impl Survey {
         given: &Given,
     ) -> (Preprocessing, [usize; 3], DataSummary) {
         let mut reasons = Vec::new();
-        let turned = lps(&self.grids);
         let spacing_mm = match given.spacing {
-            Spacing::Plan => plan_spacing(&turned),
+            Spacing::Plan => self.spacing_mm(),
             Spacing::Own => None,
             Spacing::Millimetres(mm) => Some(mm),
         };
@@ -146,7 +150,7 @@ impl Survey {
             (_, Some(mm)) => format!(
                 "spacing {} mm: the median of {} scans, coarser where the median scan would have more than {MAX_SIDE} voxels",
                 list(mm),
-                turned.len()
+                self.grids.len()
             ),
         });
         let (low, high) = (self.quantile(TAIL), self.quantile(1.0 - TAIL));
@@ -178,6 +182,7 @@ impl Survey {
         let patch = given.patch.unwrap_or_else(|| {
             std::array::from_fn(|axis| {
                 let usual = PctNetConfig::SMALL_PATCH[axis];
+                let turned = lps(&self.grids);
                 let sides = turned.iter().map(|grid| {
                     let mm = grid.spacing_mm()[axis];
                     let side_mm = mm * grid.shape()[axis] as f64;

@@ -122,11 +122,11 @@ impl Project {
             })
             .collect();
         let budget = self.limits.budget;
-        let out = out.to_owned();
+        let (out, fetch) = (out.to_owned(), Fetch::of(self));
         match format {
             Format::Monai => {
                 let document = self.document().await?;
-                write(move || monai(&out, &cases, images, &document, &budget)).await
+                write(move || monai(&out, &cases, images, &document, &(fetch, budget))).await
             }
             Format::Msd => {
                 let dataset = Dataset {
@@ -134,7 +134,7 @@ impl Project {
                     test: self.parts_for_test().await?,
                     title: self.title().await?,
                     names: self.schema().names().to_vec(),
-                    budget,
+                    reading: (fetch, budget),
                 };
                 write(move || dataset.write(&out, cases, images)).await
             }
@@ -171,7 +171,7 @@ fn monai(
     cases: &[Case],
     images: ImageFiles,
     document: &Value,
-    budget: &imaging::Budget,
+    reading: &Reading,
 ) -> Result<Exported, ProjectError> {
     let partial = Partial::beside(out)?;
     let mut exported = Exported::default();
@@ -182,7 +182,7 @@ fn monai(
         exported.images += 1;
         let to = partial.path().join(&case.image.name);
         if case.image.is_series && images != ImageFiles::None {
-            rewrite(&case.image, &to, budget)?;
+            rewrite(&case.image, &to, reading)?;
         } else {
             place(&case.image.path, &to, images)?;
         }
@@ -204,7 +204,7 @@ struct Dataset {
     test: HashSet<ImageId>,
     title: (String, String),
     names: Vec<String>,
-    budget: imaging::Budget,
+    reading: Reading,
 }
 
 impl Dataset {
@@ -297,16 +297,35 @@ impl Dataset {
         if as_it_is || images == ImageFiles::None {
             return place(&image.path, to, images);
         }
-        rewrite(image, to, &self.budget)
+        rewrite(image, to, &self.reading)
+    }
+}
+
+/// Brings images to this machine, for threads that block.
+struct Fetch {
+    project: Project,
+    runtime: tokio::runtime::Handle,
+}
+
+/// How images are read.
+type Reading = (Fetch, imaging::Budget);
+
+impl Fetch {
+    fn of(project: &Project) -> Self {
+        Self {
+            project: project.clone(),
+            runtime: tokio::runtime::Handle::current(),
+        }
     }
 }
 
 /// Writes an image as `.nii.gz`.
-fn rewrite(image: &ImageRow, to: &Path, budget: &imaging::Budget) -> Result<(), ProjectError> {
+fn rewrite(image: &ImageRow, to: &Path, (fetch, budget): &Reading) -> Result<(), ProjectError> {
     let refused = |error: imaging::ImagingError| {
         ProjectError::Invalid(format!("image {}: {error}", image.id))
     };
-    let scan = imaging::read_scan(&image.path, budget).map_err(refused)?;
+    let file = fetch.runtime.block_on(fetch.project.image_file(image))?;
+    let scan = imaging::read_scan(file.path(), budget).map_err(refused)?;
     imaging::write_scan(to, &scan.volume, LabelFormat::NiftiGz).map_err(refused)?;
     Ok(File::open(to)?.sync_all()?)
 }

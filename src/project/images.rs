@@ -6,8 +6,10 @@ use serde_json::json;
 
 use super::ids::{FileName, IMAGE_SUFFIXES, ImageId, SERIES_FOLDER, split_suffix};
 use super::labels::tombstone;
+use super::pacs::series_of;
 use super::rescan::size_and_time;
 use super::{Map, Project, ProjectError};
+use crate::dicomweb::SeriesKey;
 use crate::imaging::{self, Geometry, LabelFormat};
 use crate::store::rows::{self, ImageFacts, ImageRecord};
 use crate::store::{Staged, StoreError, sha256_of_file};
@@ -24,7 +26,8 @@ pub struct ImageRow {
     pub ext: String,
     /// File name for clients, unique in the project: id and suffix.
     pub name: String,
-    /// Where the bytes lie, a file or the folder of a DICOM series; read only. The file of an upload has no suffix.
+    /// Where the bytes lie, a file or the folder of a DICOM series; read only. The file of an upload has no suffix. Readers
+    /// go through [`Project::image_file`], because a series of a DICOMweb server may not be there yet.
     pub path: PathBuf,
     /// Whether it is a DICOM series; clients get it as [`Project::client_file`].
     pub is_series: bool,
@@ -34,6 +37,8 @@ pub struct ImageRow {
     pub ts: i64,
     /// Size of the file.
     pub size_bytes: u64,
+    /// Which series it is on the DICOMweb server, where it is on one; [`Project::image_file`] fetches it.
+    pub(super) series: Option<SeriesKey>,
     /// Whether it was uploaded; otherwise it is a file of the studies folder.
     pub uploaded: bool,
     /// What clients see: `ts`, `name`, and whatever was merged in.
@@ -261,21 +266,29 @@ impl Project {
         &self,
         row: &ImageRecord,
     ) -> Result<Option<Facts>, ProjectError> {
-        let (path, budget) = (self.image_path(row), self.limits.budget);
-        let expected = (row.source == "study").then_some((row.size_bytes, row.mtime_ms));
+        let image = self.image_row(row.clone())?;
+        let file = self.image_file(&image).await?;
+        let budget = self.limits.budget;
+        // The copy of a series is named by what it is a copy of.
+        let in_folder = row.source == "study" && image.series.is_none();
+        let expected = in_folder.then_some((row.size_bytes, row.mtime_ms));
         let unchanged = move |path: &Path| {
             expected.is_none_or(|expected| size_and_time(path).ok() == Some(expected))
         };
         let facts = self
             .decode(move || {
-                if !unchanged(&path) {
+                let path = file.path();
+                if !unchanged(path) {
                     return Ok(None);
                 }
                 let facts = Facts {
-                    geometry: read_geometry(&path, &budget)?,
-                    sha256: content_sha256(&path, &budget)?,
+                    geometry: read_geometry(path, &budget)?,
+                    sha256: match path.is_dir() || image.series.is_some() {
+                        true => imaging::dicom::content_sha256(path, &budget).map_err(refused)?,
+                        false => sha256_of_file(path)?,
+                    },
                 };
-                Ok(unchanged(&path).then_some(facts))
+                Ok(unchanged(path).then_some(facts))
             })
             .await?;
         // What can only be looked at is read again each time.
@@ -305,18 +318,24 @@ impl Project {
         let file = self
             .scratch_dir()
             .join(format!("series-{sha256}{}", SERIES_AS.suffix()));
-        let (path, budget, source) = (file.clone(), self.limits.budget, image.path.clone());
+        let (path, budget) = (file.clone(), self.limits.budget);
+        if path.is_file() {
+            // Kept from the sweep of scratch files.
+            let kept = std::fs::File::options().append(true).open(&path);
+            if kept
+                .and_then(|kept| kept.set_modified(std::time::SystemTime::now()))
+                .is_ok()
+            {
+                let sha256 = self.decode(move || Ok(sha256_of_file(&path)?)).await?;
+                return Ok((file, sha256));
+            }
+        }
+        let source = self.image_file(image).await?;
         let sha256 = self
             .decode(move || {
                 std::fs::create_dir_all(path.parent().unwrap_or(&path))?;
-                match std::fs::File::options().append(true).open(&path) {
-                    // Kept from the sweep of scratch files.
-                    Ok(kept) => kept.set_modified(std::time::SystemTime::now())?,
-                    Err(_) => {
-                        let scan = imaging::read_scan(&source, &budget).map_err(refused)?;
-                        imaging::write_scan(&path, &scan.volume, SERIES_AS).map_err(refused)?;
-                    }
-                }
+                let scan = imaging::read_scan(source.path(), &budget).map_err(refused)?;
+                imaging::write_scan(&path, &scan.volume, SERIES_AS).map_err(refused)?;
                 Ok(sha256_of_file(&path)?)
             })
             .await?;
@@ -354,11 +373,11 @@ impl Project {
         ))
     }
 
-    pub(super) fn image_path(&self, row: &ImageRecord) -> PathBuf {
-        if row.source == "blob" {
-            self.store().blobs.path(&row.file)
-        } else {
-            self.studies().join(&row.file)
+    fn image_path(&self, row: &ImageRecord, series: Option<&SeriesKey>) -> PathBuf {
+        match (self.dicomweb(), series) {
+            (Some(pacs), Some(series)) => pacs.copy_path(series),
+            _ if row.source == "blob" => self.store().blobs.path(&row.file),
+            _ => self.studies().join(&row.file),
         }
     }
 
@@ -380,8 +399,13 @@ impl Project {
                 .into_iter()
                 .filter(|(key, value)| key != "name" && (key != "ts" || value.is_i64())),
         );
+        let on_server = self.dicomweb().is_some() && row.source == "study";
+        let series = on_server
+            .then(|| series_of(&row.file, row.size_bytes))
+            .flatten();
         Ok(ImageRow {
-            path: self.image_path(&row),
+            path: self.image_path(&row, series.as_ref()),
+            series,
             id: ImageId::parse(&row.id)?,
             size_bytes: u64::try_from(row.size_bytes).unwrap_or_default(),
             uploaded: row.source == "blob",
@@ -393,13 +417,6 @@ impl Project {
             info,
         })
     }
-}
-
-fn content_sha256(path: &Path, budget: &imaging::Budget) -> Result<String, ProjectError> {
-    if path.is_dir() {
-        return imaging::dicom::content_sha256(path, budget).map_err(refused);
-    }
-    Ok(sha256_of_file(path)?)
 }
 
 fn refused(error: imaging::ImagingError) -> ProjectError {

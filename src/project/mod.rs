@@ -16,9 +16,11 @@ mod labels;
 mod mapping;
 mod monai;
 mod open;
+mod pacs;
 mod provenance;
 pub mod requests;
 mod rescan;
+mod results;
 mod review;
 mod revisions;
 mod split;
@@ -30,9 +32,7 @@ mod upkeep;
 mod vitals;
 mod watch;
 
-use std::path::PathBuf;
-use std::sync::Arc;
-use std::time::Duration;
+use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use serde_json::Value;
 use tokio::sync::{Mutex, Semaphore};
@@ -50,8 +50,10 @@ pub use ids::{
 pub use images::{ImageMark, ImageRow};
 pub use import::Imported;
 pub use labels::{Counts, LabelRow, Origin};
+pub use pacs::{ImageFile, Studies};
 pub use provenance::{MadeBy, Provenance};
 pub use rescan::{Rescan, Skipped};
+pub use results::StoreResults;
 pub use review::{Review, Verdict};
 pub use revisions::{ClassComparison, Comparison};
 pub use split::{Part, SplitRow};
@@ -59,6 +61,7 @@ pub use stale::STALE;
 pub use statistics::{Annotator, PartCount, Statistics};
 pub use structures::{Code, Structure, Terminology};
 pub use submit::SubmitLabel;
+pub(crate) use submit::on_grid;
 pub use upkeep::{Backup, Checked, backup, check, restore};
 pub use vitals::{Queue, Space, Vitals};
 
@@ -79,8 +82,8 @@ pub const SETTLE: Duration = Duration::from_secs(2);
 /// How to open a project as its server.
 #[derive(Debug, Clone)]
 pub struct OpenProject {
-    /// Folder with the images; read only.
-    pub studies: PathBuf,
+    /// Where the images are; read only.
+    pub studies: Studies,
     /// Directory for everything the project writes; created when missing.
     pub data: PathBuf,
     /// The classes; fixed when the project is opened for the first time.
@@ -130,15 +133,14 @@ pub struct Project {
 #[derive(Debug)]
 struct Inner {
     store: Store,
-    studies: PathBuf,
+    place: pacs::Place,
     schema: LabelSchema,
     clock: Arc<dyn Clock>,
     seed: u64,
     settle: Duration,
     decoders: Arc<Semaphore>,
-    /// Held while the studies folder is looked through.
+    /// Held while the studies folder is looked through, and while an image is chosen for an annotator.
     scanning: Mutex<()>,
-    /// Held while an image is chosen for an annotator.
     choosing: Mutex<()>,
     counts: Mutex<counts::Kept>,
     journal: journal::Journal,

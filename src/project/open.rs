@@ -7,7 +7,10 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use tokio::sync::{Mutex, Semaphore};
 
-use super::{DECODERS, Inner, Jobs, Limits, OpenProject, Project, ProjectError, SETTLE, Staging};
+use super::pacs::{self, Place};
+use super::{
+    DECODERS, Inner, Jobs, Limits, OpenProject, Project, ProjectError, SETTLE, Staging, Studies,
+};
 use crate::clock::{Clock, SystemClock};
 use crate::model::LabelSchema;
 use crate::store::rows::{self, AuditEntry};
@@ -15,7 +18,7 @@ use crate::store::{Depth, Store, StoreError};
 
 /// What a project is besides its rows and files.
 struct About {
-    studies: PathBuf,
+    place: Place,
     schema: LabelSchema,
     seed: u64,
 }
@@ -29,27 +32,28 @@ impl Project {
     /// [`ProjectError::Unavailable`] when another server works on it, [`ProjectError::Conflict`]
     /// when it was created with other labels, [`ProjectError::Damaged`] when nothing can be read.
     pub async fn open(open: OpenProject) -> Result<Self, ProjectError> {
-        let studies = std::fs::canonicalize(&open.studies).map_err(|error| {
-            ProjectError::Invalid(format!(
-                "the studies folder {} cannot be opened: {error}",
-                open.studies.display()
-            ))
-        })?;
+        // A wrong name makes no data directory.
+        if let Studies::Folder(folder) = &open.studies {
+            Place::open(&open.studies, folder)?;
+        }
         std::fs::create_dir_all(&open.data)?;
         let data = std::fs::canonicalize(&open.data)?;
+        let place = Place::open(&open.studies, &data)?;
         let store = Store::open_server(&data, open.clock.clone()).await?;
         if store.database.read_only().is_some() {
             return Self::of(store, open.clock, open.settle, "server").await;
         }
-        keep_settings(&store, &studies, &open).await?;
+        keep_settings(&store, &place, &open).await?;
         let about = About {
-            studies,
+            place,
             schema: open.labels,
             seed: open.seed,
         };
         let project = Self::new(store, about, open.clock, open.settle, "server");
-        project.rescan().await?;
-        project.adopt().await?;
+        project.first_look().await?;
+        if project.dicomweb().is_none() {
+            project.adopt().await?;
+        }
         project.split_new_images().await?;
         Ok(project)
     }
@@ -83,7 +87,7 @@ impl Project {
         actor: &str,
     ) -> Result<Self, ProjectError> {
         let about = About {
-            studies: PathBuf::from(setting(&store, "studies").await?),
+            place: Place::of(&store, setting(&store, "studies").await?).await?,
             schema: serde_json::from_str(&setting(&store, "labels").await?)
                 .map_err(StoreError::from)?,
             seed: setting(&store, "seed").await?.parse().map_err(|_| {
@@ -102,7 +106,7 @@ impl Project {
     ) -> Self {
         let inner = Inner {
             store,
-            studies: about.studies,
+            place: about.place,
             schema: about.schema,
             clock,
             seed: about.seed,
@@ -146,9 +150,24 @@ impl Project {
         &self.inner.schema
     }
 
-    /// Folder with the images; never written to.
+    /// Folder with the images, which is never written to, or with the copies of them.
     pub fn studies(&self) -> &Path {
-        &self.inner.studies
+        &self.inner.place.folder
+    }
+
+    /// Looks for images. A server that does not answer now is asked again later, if images of it are known.
+    async fn first_look(&self) -> Result<(), ProjectError> {
+        match self.rescan().await {
+            Err(error @ ProjectError::Unavailable(_)) if self.dicomweb().is_some() => {
+                tracing::warn!("no series are listed yet, or those of the last time: {error}");
+                Ok(())
+            }
+            Err(error) if self.dicomweb().is_some() && !self.images().await?.is_empty() => {
+                tracing::warn!("the list of series is that of the last time: {error}");
+                Ok(())
+            }
+            outcome => outcome.map(drop),
+        }
     }
 
     /// Directory of everything the project writes.
@@ -171,8 +190,11 @@ impl Project {
         self.inner.seed
     }
 
-    /// Name shown to clients: that of the studies folder.
+    /// Name shown to clients: that of the studies folder or of the server.
     pub fn name(&self) -> String {
+        if let Some(pacs) = self.dicomweb() {
+            return pacs.host().to_owned();
+        }
         self.studies().file_name().map_or_else(
             || "studies".to_owned(),
             |name| name.to_string_lossy().into_owned(),
@@ -314,7 +336,7 @@ async fn setting(store: &Store, key: &str) -> Result<String, ProjectError> {
 /// Fixes the label schema at the first opening and holds later ones to it.
 async fn keep_settings(
     store: &Store,
-    studies: &Path,
+    place: &Place,
     open: &OpenProject,
 ) -> Result<(), ProjectError> {
     let labels = serde_json::to_string(&open.labels).map_err(StoreError::from)?;
@@ -325,12 +347,17 @@ async fn keep_settings(
             "this project was created with the labels {stored}, not {labels}; its labels are intact; start with the first list, or choose another data directory"
         )));
     }
-    let mut tx = store.database.begin().await?;
-    for (key, value) in [
+    let mut kept = vec![
         ("labels", labels),
-        ("studies", studies.to_string_lossy().into_owned()),
+        ("studies", place.text.clone()),
         ("seed", open.seed.to_string()),
-    ] {
+    ];
+    if let Studies::DicomWeb { settings, .. } = &open.studies {
+        let settings = serde_json::to_string(settings).map_err(StoreError::from)?;
+        kept.push((pacs::SETTING, settings));
+    }
+    let mut tx = store.database.begin().await?;
+    for (key, value) in kept {
         let before = store.database.setting(key).await?;
         rows::put_setting(&mut tx, key, &value).await?;
         if before.as_ref().is_some_and(|before| *before != value) {

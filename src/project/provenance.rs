@@ -139,7 +139,10 @@ impl Project {
     ) -> Result<Option<Proposal>, ProjectError> {
         let job = self
             .jobs()
-            .inference_of(image.as_str(), |request| request["client_id"] == author)
+            .inference_of(image.as_str(), |request| {
+                // What shows a single structure is no proposal for the whole label.
+                request["client_id"] == author && request.get("single").is_none()
+            })
             .await?;
         if provenance.seconds_open.is_none() {
             let database = &self.store().database;

@@ -7,7 +7,9 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::ids::ImageId;
-pub use crate::model::Passes;
+use crate::imaging::scribbles::Options;
+pub use crate::imaging::scribbles::{Method, Options as ScribblesOptions};
+pub use crate::model::{Click, Passes};
 
 /// Where the worker finds the image of a request.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -25,6 +27,69 @@ pub enum ImageSource {
     },
     /// A patch of noise: whether a version answers at all, before it serves.
     WarmUp,
+}
+
+/// What a person drew for an inference.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Interaction {
+    /// Points for a model that takes clicks.
+    Clicks {
+        /// All points so far.
+        clicks: Vec<Click>,
+        /// The one structure that the result is to show, as value 1; all of them when absent.
+        only: Option<String>,
+    },
+    /// Points inside and outside of a structure that the client does not name; the result shows the one that is nearest to
+    /// the first point in what the model says without points, as value 1.
+    Unnamed {
+        /// Voxels `[z, y, x]` inside of it; not empty.
+        foreground: Vec<[usize; 3]>,
+        /// Voxels `[z, y, x]` outside of it.
+        background: Vec<[usize; 3]>,
+    },
+    /// Strokes; the result shows one structure, as value 1.
+    Scribbles(Scribbles),
+}
+
+impl Interaction {
+    /// The name of the one structure that the result shows, if it is one and known.
+    pub fn only(&self) -> Option<&str> {
+        match self {
+            Self::Clicks { only, .. } => only.as_deref(),
+            Self::Unnamed { .. } => None,
+            Self::Scribbles(scribbles) => Some(&scribbles.label),
+        }
+    }
+
+    /// Whether the result shows one structure.
+    pub fn is_single(&self) -> bool {
+        self.only().is_some() || matches!(self, Self::Unnamed { .. })
+    }
+}
+
+/// Strokes to refine a structure with.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Scribbles {
+    /// Label file on the grid of the image that holds the strokes, and the segments there are.
+    pub file: PathBuf,
+    /// Names and values in that file, as the client says; a file that names its segments itself is believed instead.
+    pub segments: Vec<(String, u16)>,
+    /// The structure.
+    pub label: String,
+    /// Box in voxels `[i, i, j, j, k, k]` of the file, both ends in it, in any order; nothing outside of it is changed.
+    pub roi: Option<[i64; 6]>,
+    /// How strokes become a mask.
+    pub options: Options,
+    /// Model whose probabilities are refined.
+    pub prior: Option<String>,
+}
+
+impl Scribbles {
+    /// Name of the segment that holds the foreground strokes.
+    pub const FOREGROUND: &str = "foreground_scribbles";
+    /// Name of the segment that holds the background strokes.
+    pub const BACKGROUND: &str = "background_scribbles";
 }
 
 /// The `result_extension` of whoever wants the numbers only.
@@ -47,7 +112,7 @@ pub enum ResultType {
 }
 
 /// Segment one image now; a person waits.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct InferRequest {
     /// Name of the model.
     pub model: String,
@@ -67,6 +132,9 @@ pub struct InferRequest {
     pub save_label: Option<String>,
     /// Write the model's own label values instead of 1..N.
     pub restore_label_idx: bool,
+    /// What a person drew.
+    #[serde(default)]
+    pub interaction: Option<Interaction>,
 }
 
 /// What an [`InferRequest`] gave.

@@ -8,7 +8,7 @@ use serde_json::json;
 
 use super::ids::{IMAGE_SUFFIXES, ImageId, SERIES_FOLDER, split_suffix};
 use super::images::object;
-use super::{Project, ProjectError};
+use super::{Map, Project, ProjectError};
 use crate::imaging::dicom;
 use crate::store::StoreError;
 use crate::store::rows::{self, ImageRecord, SeenImage};
@@ -46,7 +46,7 @@ impl Rescan {
 }
 
 impl Project {
-    /// Looks through the studies folder (top level: `.nii.gz`, `.nii`, `.nrrd`, `.zip`, and folders that hold a DICOM
+    /// Asks the DICOMweb server, or looks through the studies folder (top level: `.nii.gz`, `.nii`, `.nrrd`, `.zip`, and folders that hold a DICOM
     /// series; neither hidden nor `.seg.nrrd`). Writes only when something changed. New files that were written to just now are
     /// waited for, and left out while they grow.
     ///
@@ -54,10 +54,6 @@ impl Project {
     /// When the folder or the store does not answer.
     pub async fn rescan(&self) -> Result<Rescan, ProjectError> {
         let _one_at_a_time = self.inner.scanning.lock().await;
-        let studies = self.studies().to_owned();
-        let (files, skipped, has_folders) = tokio::task::spawn_blocking(move || list(&studies))
-            .await
-            .map_err(StoreError::from)??;
         let before: HashMap<String, SeenImage> = self
             .store()
             .database
@@ -67,6 +63,19 @@ impl Project {
             .map(|row| (row.id.clone(), row))
             .collect();
 
+        let Found {
+            files,
+            skipped,
+            has_folders,
+        } = match self.dicomweb() {
+            Some(pacs) => self.list_pacs(pacs, &before).await?,
+            None => {
+                let studies = self.studies().to_owned();
+                tokio::task::spawn_blocking(move || list(&studies))
+                    .await
+                    .map_err(StoreError::from)??
+            }
+        };
         let mut found = Rescan {
             skipped,
             has_folders,
@@ -85,7 +94,15 @@ impl Project {
             .filter(|file| file.is_news_to(before.get(file.id.as_str())))
             .collect();
         let (mut new, mut known) = (Vec::new(), Vec::new());
-        for file in self.settled(other, &mut found).await {
+        let settled = match self.dicomweb() {
+            Some(pacs) => {
+                let is_first = before.is_empty();
+                self.settled_on_pacs(pacs, other, is_first, &mut found.unsettled)
+                    .await?
+            }
+            None => self.settled(other, &mut found).await,
+        };
+        for file in settled {
             match before.get(file.id.as_str()) {
                 None => new.push(file),
                 Some(row) => {
@@ -102,8 +119,11 @@ impl Project {
         found.added.extend(new.iter().map(|file| file.id.clone()));
         found.added.sort();
         self.write_images(&new, &known, &found.vanished).await?;
-        for file in known {
-            self.compare_with_labels(&file.id).await?;
+        // A series of a server is compared when it is fetched; until then its labels count as stale.
+        if self.dicomweb().is_none() {
+            for file in known {
+                self.compare_with_labels(&file.id).await?;
+            }
         }
         Ok(found)
     }
@@ -190,15 +210,30 @@ impl Project {
     }
 }
 
-/// A candidate of the studies folder.
-struct StudyFile {
-    id: ImageId,
-    ext: &'static str,
-    file: String,
-    size_bytes: i64,
-    mtime_ms: i64,
+/// A candidate of the studies folder, or of the DICOMweb server.
+pub(super) struct StudyFile {
+    pub id: ImageId,
+    pub ext: &'static str,
+    /// Name below the folder; of a series on a server, study and series.
+    pub file: String,
+    /// Size; of a series on a server, the number of its instances.
+    pub size_bytes: i64,
+    pub mtime_ms: i64,
     /// The last time that anything about it changed.
-    touched: SystemTime,
+    pub touched: SystemTime,
+    /// What is known besides.
+    pub info: Map,
+}
+
+/// What there is.
+#[derive(Default)]
+pub(super) struct Found {
+    /// Images in the order of their names.
+    pub files: Vec<StudyFile>,
+    /// What was passed over, with the reason.
+    pub skipped: Vec<Skipped>,
+    /// Whether there are subfolders that may become images.
+    pub has_folders: bool,
 }
 
 impl StudyFile {
@@ -218,7 +253,15 @@ impl StudyFile {
 
     /// For [`rows::add_study_images`].
     fn values(&self) -> serde_json::Value {
-        json!([self.id, self.ext, self.file, self.size_bytes, self.mtime_ms])
+        let info = json!(self.info).to_string();
+        json!([
+            self.id,
+            self.ext,
+            self.file,
+            self.size_bytes,
+            self.mtime_ms,
+            info
+        ])
     }
 
     /// The row of this file; what clients noted on the image stays.
@@ -228,12 +271,13 @@ impl StudyFile {
             row.source == "study" && self.is_that_of(&row.file, row.size_bytes, row.mtime_ms)
         });
         let info = match &before {
-            None => "{}".to_owned(),
+            None => json!(self.info).to_string(),
             Some(row) if same.is_some() => row.info.clone(),
             Some(row) => {
                 let mut info = object(&row.info)?;
                 // That of the file as it was.
                 info.shift_remove("ts");
+                info.extend(self.info.clone());
                 json!(info).to_string()
             }
         };
@@ -252,9 +296,7 @@ impl StudyFile {
     }
 }
 
-/// Images in the order of their names, the files that were passed over with the reason, and whether there are subfolders
-/// that may become images.
-fn list(studies: &Path) -> Result<(Vec<StudyFile>, Vec<Skipped>, bool), ProjectError> {
+fn list(studies: &Path) -> Result<Found, ProjectError> {
     let mut names = Vec::new();
     for entry in std::fs::read_dir(studies)? {
         names.push(entry?.file_name());
@@ -299,13 +341,18 @@ fn list(studies: &Path) -> Result<(Vec<StudyFile>, Vec<Skipped>, bool), ProjectE
                     size_bytes: seen.size_bytes,
                     mtime_ms: seen.mtime_ms,
                     touched: seen.touched,
+                    info: Map::new(),
                 });
                 continue;
             }
         };
         skipped.push((file, reason));
     }
-    Ok((files, skipped, has_folders))
+    Ok(Found {
+        files,
+        skipped,
+        has_folders,
+    })
 }
 
 /// The time of the inode where there is one: a copy may set the other one back.

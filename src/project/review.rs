@@ -59,6 +59,12 @@ impl LabelRow {
         })
     }
 
+    /// Whether a second reader approved this revision.
+    pub fn is_approved(&self) -> bool {
+        self.review()
+            .is_some_and(|review| review.verdict == Verdict::Approved)
+    }
+
     /// Whether a second reader sent this revision back: nothing is learned from it then.
     pub fn sent_back(&self) -> bool {
         self.review()

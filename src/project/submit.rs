@@ -287,7 +287,7 @@ pub(super) fn tolerance_mm(image: &Geometry) -> f64 {
 ///
 /// A `.seg.nrrd` cropped to its segments, as 3D Slicer may write it, is put back where it lies; any
 /// other difference is refused, because resampling would change what the annotator drew.
-fn on_grid(file: LabelFile, image: &Geometry) -> Result<LabelFile, ProjectError> {
+pub(crate) fn on_grid(file: LabelFile, image: &Geometry) -> Result<LabelFile, ProjectError> {
     let tolerance_mm = tolerance_mm(image);
     if file.geometry.same_grid(image, tolerance_mm) {
         return Ok(file);

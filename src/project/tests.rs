@@ -68,7 +68,7 @@ impl Bench {
 
     fn opening(dir: &tempfile::TempDir, clock: &Arc<ManualClock>) -> OpenProject {
         OpenProject {
-            studies: dir.path().join("studies"),
+            studies: dir.path().join("studies").into(),
             data: dir.path().join("data"),
             labels: schema(),
             clock: clock.clone(),

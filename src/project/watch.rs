@@ -18,8 +18,11 @@ const PATIENCE: Duration = Duration::from_secs(20);
 const PAUSE: Duration = Duration::from_millis(200);
 
 impl Project {
-    /// Keeps the list of images up to date; never returns.
-    pub async fn follow_studies(&self) {
+    /// Keeps the list of images up to date; never returns. A DICOMweb server is asked again after each `poll`.
+    pub async fn follow_studies(&self, poll: Duration) {
+        if self.dicomweb().is_some() {
+            return self.follow_pacs(poll).await;
+        }
         let settle = self.inner.settle.max(PAUSE);
         let mut events = Events::of(self.studies());
         let mut next = SAFETY;

@@ -17,14 +17,6 @@ pub async fn ohif() -> ApiError {
     ApiError::not_found("no_viewer", "Resource NOT Found")
 }
 
-/// `/proxy/dicom/…`: there is no DICOMweb server behind this one.
-pub async fn proxy() -> ApiError {
-    ApiError::not_found(
-        "no_dicomweb",
-        "the studies of this server are a folder, not a DICOMweb server, so there is nothing to proxy",
-    )
-}
-
 /// `POST /infer/wsi…`: pathology.
 pub async fn wsi() -> ApiError {
     ApiError::not_found(

@@ -14,10 +14,13 @@ use tempfile::TempPath;
 use super::App;
 use super::error::ApiError;
 use super::form::Form;
+use super::interaction::Target;
 use super::query::{Query, Segment, lenient_flag, typed};
 use super::{info, reply, task};
 
-use crate::project::requests::{ImageSource, InferRequest, InferResult, NO_FILE, ResultType};
+use crate::project::requests::{
+    ImageSource, InferRequest, InferResult, Interaction, NO_FILE, ResultType,
+};
 use crate::project::{ImageId, JobId, JobKind, JobState, Jobs, Tag};
 
 /// Suffix of a DICOM Segmentation object.
@@ -58,7 +61,7 @@ struct Params {
 
 /// Segment an image.
 #[utoipa::path(post, path = "/infer/{model}", tag = "Infer",
-    request_body(content = String, content_type = "multipart/form-data", description = "optional form: params (a JSON object), file (an image instead of an id)"),
+    request_body(content = String, content_type = "multipart/form-data", description = "optional form: params (a JSON object), file (an image instead of an id), label (strokes, for a model of type scribbles)"),
     params(
         ("model" = String, Path, description = "a name under models in /info/"),
         ("image" = Option<String>, Query, description = "image id"),
@@ -85,7 +88,7 @@ pub async fn infer(
             q.choice("output", &choices, Output::All),
         )
     })?;
-    app.live_model(&model).await?;
+    let target = Target::of(&app, &model).await?;
     let Ok(_slot) = app.infer_slots.try_acquire() else {
         return Err(ApiError::busy(
             "infer_queue_full",
@@ -93,13 +96,20 @@ pub async fn infer(
             RETRY_AFTER_S,
         ));
     };
-    let mut form = Form::read(request, &app.project.staging(), &["file"]).await?;
-    let params: Params = typed(form.object("params")?)?;
+    let mut form = Form::read(request, &app.project.staging(), target.files()).await?;
+    let params = form.object("params")?;
+    let strokes = form.take_file("label");
+    let interaction = target.interaction(&app, &params, strokes.as_ref()).await?;
+    let single = interaction.as_ref().is_some_and(Interaction::is_single);
+    let drawn = interaction.is_some();
+    let params: Params = typed(params)?;
     let upload = form.take_file("file");
     let session = match session.filter(|id| !id.is_empty()) {
         Some(id) if app.offers.sessions => app.sessions.get(&id, true).await?,
         _ => None,
     };
+    // Held until the worker has read it; a series of a DICOMweb server is fetched here, beside the worker.
+    let mut file = None;
     let (source, name) = match (&session, &upload, image.filter(|id| !id.is_empty())) {
         (Some(session), _, _) => (
             ImageSource::File {
@@ -127,6 +137,7 @@ pub async fn infer(
                     "this image is no DICOM series, so there is nothing that a DICOM SEG could refer to; ask for image or all",
                 ));
             }
+            file = Some(app.project.image_file(&image).await?);
             (ImageSource::Study { id }, image.name)
         }
         (None, None, None) => {
@@ -136,8 +147,8 @@ pub async fn infer(
             ));
         }
     };
-    // As on the real server, a label is saved only for an image of the datastore.
-    let saves = params.save_label && matches!(source, ImageSource::Study { .. });
+    // As on the real server, a label is saved only for an image of the datastore; a single structure is not all of it.
+    let saves = params.save_label && !single && matches!(source, ImageSource::Study { .. });
     let save_label = saves
         .then(|| {
             params
@@ -155,7 +166,7 @@ pub async fn infer(
     };
     let result_dtype = result_type(params.result_dtype)?;
     let version = match params.version.as_ref().and_then(info::version_of) {
-        Some(number) if app.registry.version(&model, number).await?.is_none() => {
+        Some(number) if app.registry.version(&target.model, number).await?.is_none() => {
             return Err(ApiError::not_found(
                 "no_version",
                 format!("there is no version {number} of this model; see /models/"),
@@ -169,7 +180,7 @@ pub async fn infer(
         ImageSource::File { .. } | ImageSource::WarmUp => None,
     };
     let payload = InferRequest {
-        model: model.clone(),
+        model: target.model,
         version,
         image: source,
         result_extension,
@@ -178,16 +189,15 @@ pub async fn infer(
         largest_cc: params.largest_cc,
         save_label: save_label.map(|tag| tag.to_string()),
         restore_label_idx: params.restore_label_idx,
+        interaction,
     };
     let payload = serde_json::to_value(payload).map_err(|error| ApiError::internal(&error))?;
+    let mut asked = serde_json::json!({ "model": model, "client_id": client });
+    if single {
+        asked["single"] = true.into();
+    }
     let jobs = app.project.jobs();
-    let job = jobs
-        .enqueue(
-            JobKind::Infer,
-            payload,
-            serde_json::json!({ "model": model, "client_id": client }),
-        )
-        .await?;
+    let job = jobs.enqueue(JobKind::Infer, payload, asked).await?;
     let mut leaving = CancelOnDrop {
         jobs: jobs.clone(),
         id: Some(job.id),
@@ -195,8 +205,8 @@ pub async fn infer(
     let job = jobs.wait(job.id, task::POLL).await?;
     leaving.id = None;
     app.metrics.inference(&job);
-    // The worker has read the upload by now.
-    drop(upload);
+    // The worker has read the image and the uploads by now.
+    drop((upload, strokes, file));
     if job.state != JobState::Done {
         return Err(task::failed(&job));
     }
@@ -209,19 +219,21 @@ pub async fn infer(
         subject.as_deref().unwrap_or("(upload)"),
         detail,
     )?;
-    if let (Some(_), Some(file)) = (subject, job.result["file"].as_str()) {
+    if let (Some(_), Some(file), false) = (subject, job.result["file"].as_str(), single) {
         app.project
             .keep_proposal(job.id, std::path::Path::new(file));
     }
-    answer(job.result, output).await
+    let code = if drawn { "bad_drawing" } else { "bad_image" };
+    answer(job.result, output, code).await
 }
 
-async fn answer(result: Value, output: Output) -> Result<Response, ApiError> {
+/// `code` is that of an answer that the worker refused.
+async fn answer(result: Value, output: Output, code: &'static str) -> Result<Response, ApiError> {
     let result = InferResult::deserialize(result).map_err(|error| ApiError::internal(&error))?;
     if let Some(reason) = result.refused {
         return Err(ApiError::new(
             axum::http::StatusCode::UNPROCESSABLE_ENTITY,
-            "bad_image",
+            code,
             &reason,
         ));
     }

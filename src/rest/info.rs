@@ -12,7 +12,7 @@ use serde_json::{Map, Value, json};
 
 use super::App;
 use super::error::ApiError;
-use super::{scoring, train};
+use super::{interaction, scoring, train};
 use crate::project::{Counts, Job, JobKind, JobState};
 use crate::rounds::registry::{ModelVersion, VersionState};
 use crate::rounds::strategy;
@@ -39,8 +39,8 @@ async fn everything(app: &App) -> Result<Value, ApiError> {
     for version in versions.iter().filter(|version| version.live) {
         let name = &version.name;
         let others = versions.iter().filter(|other| other.name == *name);
-        match model_entry(app, version, others) {
-            Ok(entry) => drop(models.insert(name.clone(), entry)),
+        match model_entries(app, version, others) {
+            Ok(entries) => models.extend(entries),
             // Of a damaged store the rest is shown.
             Err(_) if app.project.read_only().is_some() => continue,
             Err(error) => return Err(error),
@@ -50,6 +50,11 @@ async fn everything(app: &App) -> Result<Value, ApiError> {
             stats.insert(name.clone(), train_stats(app, name).await?);
         }
     }
+    // Last, because Slicer takes the first model that has the first label for its proposals.
+    let labels = indexed(app.project.schema().names());
+    models.extend(
+        interaction::scribbles_entries(&labels).map(|(name, entry)| (name.to_owned(), entry)),
+    );
     let nothing = || json!({});
     let strategies = strategy::ALL.iter().map(|s| (s.name, s.description));
     let strategies = app.offers.strategies.then(|| described(strategies));
@@ -105,6 +110,15 @@ pub fn counts(counts: &Counts) -> Value {
     json!({ "total": counts.total, "completed": counts.completed, "label_tags": tags })
 }
 
+/// Label names with their values, 1..N in order.
+fn indexed(names: &[String]) -> Value {
+    let indexed = names.iter().zip(1u16..);
+    let labels: Map<String, Value> = indexed
+        .map(|(name, value)| (name.clone(), value.into()))
+        .collect();
+    labels.into()
+}
+
 /// Versions that a combo box offers.
 const MOST_VERSIONS: usize = 20;
 
@@ -134,30 +148,36 @@ pub fn version_of(chosen: &Value) -> Option<i64> {
     }
 }
 
-fn model_entry<'a>(
+/// A model, and the same model for clicks where it takes them.
+fn model_entries<'a>(
     app: &App,
     version: &ModelVersion,
     versions: impl DoubleEndedIterator<Item = &'a ModelVersion>,
-) -> Result<Value, ApiError> {
+) -> Result<Vec<(String, Value)>, ApiError> {
     let manifest = version.manifest()?;
     let state = if manifest.trained {
         format!("version {}", version.version)
     } else {
         "not trained yet: its proposals mean nothing until it was trained on some labels".to_owned()
     };
-    let indexed = manifest.labels.names().iter().zip(1u16..);
-    let labels: Map<String, Value> = indexed
-        .map(|(name, value)| (name.clone(), value.into()))
-        .collect();
-    Ok(json!({
-        "type": "segmentation",
-        "labels": labels,
-        "dimension": 3,
-        "description": format!("PCT-Net for CT, {state}"),
-        "config": {
-            "device": app.devices(), "largest_cc": false, "version": offered(version, versions),
-        },
-    }))
+    let labels = indexed(manifest.labels.names());
+    let config = json!({
+        "device": app.devices(), "largest_cc": false, "version": offered(version, versions),
+    });
+    let mut entries = vec![(
+        version.name.clone(),
+        json!({
+            "type": "segmentation",
+            "labels": labels,
+            "dimension": 3,
+            "description": format!("PCT-Net for CT, {state}"),
+            "config": config,
+        }),
+    )];
+    if manifest.clicks.is_some() {
+        entries.extend(interaction::click_entries(version, &labels, &config));
+    }
+    Ok(entries)
 }
 
 fn trainer_entry(app: &App) -> Value {

@@ -2,7 +2,7 @@
 //!
 //! | route | what it does | answer |
 //! |---|---|---|
-//! | `GET /rounds/?limit=50` | rounds, newest first | `{"rounds": [Round], "settings": Settings}` |
+//! | `GET /rounds/?limit=50` | rounds, newest first | `{"rounds": [Round], "settings": Settings, "new_labels": 2}` |
 //! | `POST /rounds/{model}` | starts one; the body is that of `POST /train/{model}` | `Round`; 429 `task_running` |
 //! | `GET /rounds/{number}` | one of them | `Round`; 404 `not_found` |
 //! | `DELETE /rounds/{number}` | stops it; a finished round stays as it is | `Round` |
@@ -30,6 +30,9 @@
 //!   }
 //! }
 //! ```
+//! `new_labels` are the images that were labelled, or labelled anew, since the last round began; `after_labels` of them
+//! start the next one.
+//!
 //! Times are seconds since 1970-01-01 UTC. What is not known yet is null; `progress` is null unless it runs,
 //! `comparison` when nothing was compared. `old` is the version that was live, `new` the one that the round made, both
 //! on the same validation cases; a Dice is null where no case defines it. `left_out` are validation cases that the live
@@ -50,6 +53,7 @@ use super::task::{Start, TRAIN};
 use super::train;
 use crate::project::JobState;
 use crate::rounds::round::{self, Judged, Round};
+use crate::rounds::schedule;
 use crate::rounds::settings::Settings;
 
 /// Rounds that are listed when nothing else is asked for.
@@ -59,7 +63,7 @@ const MOST_LISTED: i64 = 1000;
 /// Rounds, newest first.
 #[utoipa::path(get, path = "/rounds/", tag = "Rounds",
     params(("limit" = Option<i64>, Query, description = "so many at most (50)")),
-    responses((status = 200, description = "{rounds: [Round], settings}")))]
+    responses((status = 200, description = "{rounds: [Round], settings, new_labels}")))]
 pub async fn list(State(app): State<App>, query: Query) -> Result<Json<Value>, ApiError> {
     let limit = query
         .read(|q| q.integer("limit", LISTED))?
@@ -67,7 +71,10 @@ pub async fn list(State(app): State<App>, query: Query) -> Result<Json<Value>, A
     let rounds = round::list(&app.project, u32::try_from(limit).unwrap_or(u32::MAX)).await?;
     let rounds: Vec<Value> = rounds.iter().map(object).collect();
     let settings = Settings::of(&app.project).await?;
-    Ok(Json(json!({"rounds": rounds, "settings": settings})))
+    let new_labels = schedule::new_labels(&app.project).await?;
+    Ok(Json(
+        json!({"rounds": rounds, "settings": settings, "new_labels": new_labels}),
+    ))
 }
 
 /// Start a round.

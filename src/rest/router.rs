@@ -16,9 +16,9 @@ use utoipa_axum::routes;
 
 use super::error::ApiError;
 use super::{
-    App, absent, activelearning, batch, datastore, description, docs, edge, guard, health, infer,
-    info, leases, logs, metrics, model, reviews, revisions, rounds, scoring, session, statistics,
-    structures, studies, train, versions,
+    App, absent, activelearning, batch, datastore, description, dicomweb, docs, edge, guard,
+    health, infer, info, leases, logs, metrics, model, reviews, revisions, rounds, scoring,
+    session, statistics, structures, studies, train, versions,
 };
 
 #[derive(OpenApi)]
@@ -106,13 +106,16 @@ fn operation() -> OpenApiRouter<App> {
         .routes(routes!(metrics::metrics))
 }
 
-/// Routes of the protocol that are absent on purpose.
-fn absent() -> Router<App> {
+/// Routes that are not described: those whose answers are another server's, and those that are absent on purpose.
+fn undescribed() -> Router<App> {
     Router::new()
+        .route(
+            "/proxy/dicom/{*path}",
+            get(dicomweb::proxy).post(dicomweb::proxy),
+        )
         .route("/auth/", any(absent::auth))
         .route("/ohif/", any(absent::ohif))
         .route("/ohif/{*path}", any(absent::ohif))
-        .route("/proxy/dicom/{*path}", any(absent::proxy))
         .route("/infer/wsi/{model}", post(absent::wsi))
         .route("/infer/wsi_v2/{model}", post(absent::wsi))
         .route("/reload", post(absent::reload))
@@ -128,8 +131,8 @@ pub fn router(app: App) -> Router {
         prefix => operation().nest(prefix, protocol()).split_for_parts(),
     };
     let routes = match &*app.prefix {
-        "" => routes.merge(absent()),
-        prefix => routes.nest(prefix, absent()),
+        "" => routes.merge(undescribed()),
+        prefix => routes.nest(prefix, undescribed()),
     };
     let templates: Vec<String> = api.paths.paths.keys().cloned().collect();
     let described = description::complete(json!(api), &app.prefix);

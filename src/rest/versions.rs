@@ -207,6 +207,7 @@ pub async fn answers(app: &App, name: &str, version: i64, force: bool) -> Result
         largest_cc: false,
         save_label: None,
         restore_label_idx: false,
+        interaction: None,
     };
     let payload = serde_json::to_value(payload).map_err(|error| ApiError::internal(&error))?;
     let jobs = app.project.jobs();

@@ -6,6 +6,7 @@
 
 use std::collections::HashSet;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
@@ -18,6 +19,10 @@ use crate::project::{ImageId, ImageRow, Project, ProjectError};
 
 /// So many are made ahead at most.
 pub const MOST: u32 = 32;
+/// Pause between two looks at which series may be fetched.
+const LOOK: Duration = Duration::from_secs(1);
+/// Likewise, after one could not be.
+const AFTER_FAILURE: Duration = Duration::from_secs(30);
 
 /// The proposals of a project that are kept ahead.
 #[derive(Debug, Clone)]
@@ -64,6 +69,7 @@ impl Ahead {
             database.serving_count().await?,
             database.counter("label_changes").await?,
             database.counter("images_present").await?,
+            database.images_read().await?,
             Settings::of(project).await?.ahead,
         ]);
         Ok(state.to_string())
@@ -95,13 +101,13 @@ impl Ahead {
         for image in &leased {
             let image = ImageId::parse(image).map_err(ProjectError::from)?;
             // A leased image may have gone.
-            if let Ok(sha256) = project.image_sha256(&image).await {
+            if let Ok(Some(sha256)) = project.sha256_at_hand(&image).await {
                 keys.insert(key(&live.weights_sha256, &sha256));
             }
         }
         let mut wanted = Vec::new();
         for image in strategy::upcoming(project, settings.ahead, &leased).await? {
-            let Ok(sha256) = project.image_sha256(&image.id).await else {
+            let Ok(Some(sha256)) = project.sha256_at_hand(&image.id).await else {
                 continue;
             };
             let key = key(&live.weights_sha256, &sha256);
@@ -208,6 +214,47 @@ impl Ahead {
     fn about(&self, key: &str) -> PathBuf {
         self.dir.join(format!("{key}.json"))
     }
+}
+
+/// Fetches the series that will probably be asked for next from a DICOMweb server, beside the worker, which would be kept
+/// from its work by waiting for them; never returns where the images are on one.
+pub async fn fetch(project: Project) {
+    if project.dicomweb().is_none() {
+        return;
+    }
+    let mut done_at = String::new();
+    loop {
+        let pause = match fetch_upcoming(&project, &mut done_at).await {
+            Ok(()) => LOOK,
+            Err(error) => {
+                tracing::debug!("no series are fetched ahead for now: {error}");
+                AFTER_FAILURE
+            }
+        };
+        tokio::time::sleep(pause).await;
+    }
+}
+
+async fn fetch_upcoming(project: &Project, done_at: &mut String) -> Result<(), StrategyError> {
+    let state = Ahead::state(project).await?;
+    if state == *done_at {
+        return Ok(());
+    }
+    let settings = Settings::of(project).await?;
+    if settings.ahead > 0 {
+        let leases = project.store().database.leases(project.clock().now_ms());
+        let leased = leases.await.map_err(ProjectError::from)?;
+        let leased = leased.into_iter().map(|lease| lease.image).collect();
+        for image in strategy::upcoming(project, settings.ahead, &leased).await? {
+            match project.image_sha256(&image.id).await {
+                // Whoever asks for it is told.
+                Ok(_) | Err(ProjectError::NotFound(_) | ProjectError::Invalid(_)) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+    *done_at = state;
+    Ok(())
 }
 
 impl Wanted {

@@ -68,12 +68,7 @@ async fn due(
     if settings.after_labels.is_none() && settings.daily_at.is_none() {
         return Ok(None);
     }
-    let database = &project.store().database;
-    let last = database.rounds(1).await?.into_iter().next();
-    let seen = last.as_ref().map_or(0, |round| round.labels_seq);
-    let new = database
-        .labels_since(Tag::accepted().as_str(), seen)
-        .await?;
+    let new = new_labels(project).await?;
     if new == 0 {
         return Ok(None);
     }
@@ -83,12 +78,26 @@ async fn due(
     {
         return Ok(Some(Cause::Labels));
     }
+    let last = project.store().database.rounds(1).await?.into_iter().next();
     let at = settings.daily_at.as_deref().and_then(|at| at.parse().ok());
     let turn = at.and_then(|at| last_turn(project.clock().now_ms(), at, zone));
     let since_ms = last.map_or(began_ms, |round| round.created_ms.max(began_ms));
     Ok(turn
         .filter(|turn_ms| *turn_ms > since_ms)
         .map(|_| Cause::Schedule))
+}
+
+/// Images that were labelled, or labelled anew, since the last round began: what `after_labels` counts.
+///
+/// # Errors
+/// When the store does not answer.
+pub async fn new_labels(project: &Project) -> Result<i64, ProjectError> {
+    let database = &project.store().database;
+    let last = database.rounds(1).await?.into_iter().next();
+    let seen = last.map_or(0, |round| round.labels_seq);
+    Ok(database
+        .labels_since(Tag::accepted().as_str(), seen)
+        .await?)
 }
 
 /// When it was `at` last, milliseconds since 1970-01-01 UTC.

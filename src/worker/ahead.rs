@@ -90,9 +90,12 @@ impl Worker {
         }
         // Nobody asked for it: it may fail, but not end the worker.
         let made = catch_unwind(AssertUnwindSafe(|| {
+            let file = self
+                .runtime
+                .block_on(self.project.image_file(&wanted.image))?;
             self.propose(
                 &wanted.version,
-                &wanted.image.path,
+                file.path(),
                 &Budget::default(),
                 Window::Whole,
                 &reporter,
@@ -107,7 +110,7 @@ impl Worker {
                 .map_err(|error| error.to_string()),
             Err(Failure::Stopped) => return,
             Err(Failure::Image(error)) => Err(error.to_string()),
-            Err(Failure::Error(reason)) => Err(reason),
+            Err(Failure::Refused(reason) | Failure::Error(reason)) => Err(reason),
         };
         if let Err(reason) = kept {
             tracing::warn!("a proposal could not be made ahead: {reason}");

@@ -29,9 +29,16 @@ impl Worker {
             if self.yield_to_urgent(reporter).is_break() {
                 return Err(Failure::Stopped);
             }
+            let file = match self.runtime.block_on(self.project.image_file(&image)) {
+                Ok(file) => file,
+                Err(error) => {
+                    reporter.line(format!("{}: left out: {error}", image.id));
+                    continue;
+                }
+            };
             let mut proposal = match self.propose(
                 &version,
-                &image.path,
+                file.path(),
                 &Budget::default(),
                 Window::Whole,
                 reporter,

@@ -121,7 +121,9 @@ impl Worker {
                 return Ok(Vec::new());
             }
         };
-        let found = segmenter.segment(&scan.volume, &mut |_, _| self.yield_to_urgent(reporter));
+        let found = segmenter.segment(&scan.volume, &[], &mut |_, _| {
+            self.yield_to_urgent(reporter)
+        });
         let found = match found {
             Err(ModelError::Stopped) => return Err(Failure::Stopped),
             found => found?,

@@ -1,6 +1,5 @@
 //! One proposal for one image.
 
-use std::path::PathBuf;
 use std::time::Instant;
 
 use serde_json::{Value, json};
@@ -8,11 +7,13 @@ use serde_json::{Value, json};
 use super::models::{Window, shrinking};
 use super::{Failure, Outcome, Reporter, Worker};
 use crate::imaging::components::{self, Connectivity};
-use crate::imaging::dicom::{self, Algorithm, ResultKind, SegmentationKind};
+use crate::imaging::dicom::{self, Algorithm, Drawn, ResultKind, SegmentationKind};
 use crate::imaging::{Budget, LabelFormat, Sample, Volume, read_scan, write_label, write_label_as};
-use crate::model::ModelError;
-use crate::project::requests::{ImageSource, InferRequest, InferResult, NO_FILE, ResultType};
-use crate::project::{ImageId, Job, MadeBy, Map, Origin, SubmitLabel, Tag};
+use crate::model::{ModelError, Segmentation};
+use crate::project::requests::{
+    ImageSource, InferRequest, InferResult, Interaction, NO_FILE, ResultType,
+};
+use crate::project::{ImageFile, ImageId, Job, MadeBy, Map, Origin, SubmitLabel, Tag};
 use crate::rounds::registry::{ModelVersion, Registry};
 
 /// Suffix of a DICOM Segmentation object.
@@ -21,24 +22,53 @@ const DICOM: &str = ".dcm";
 /// A segmented image of the project or of a client.
 pub(super) struct Proposal {
     pub labels: Volume<u16>,
-    /// What there is to tell: `windows`, `windows_skipped`, seconds by stage under `stages`.
+    /// What there is to tell: `windows`, `windows_skipped`, `window`, seconds by stage under `stages`.
     pub about: Value,
     /// Seconds to read the image.
     pub read_s: f64,
+}
+
+impl Proposal {
+    /// `window` is that of the network, when it was asked.
+    pub fn new(made: Segmentation, window: Option<[usize; 3]>, read_s: f64) -> Self {
+        let stages: Map = made
+            .timings
+            .iter()
+            .map(|(name, seconds)| ((*name).to_owned(), json!(seconds)))
+            .collect();
+        let about = json!({
+            "windows": made.windows,
+            "windows_skipped": made.windows_skipped,
+            "window": window,
+            "stages": stages,
+        });
+        Self {
+            labels: made.labels,
+            about,
+            read_s,
+        }
+    }
 }
 
 impl Worker {
     pub(super) fn infer(
         &mut self,
         job: &Job,
-        request: InferRequest,
+        mut request: InferRequest,
         reporter: &Reporter,
     ) -> Outcome {
         let started = Instant::now();
-        let version = self.version(&request.model, request.version)?;
+        let version = self.version_of(&request)?;
+        let mut copy = None;
         let (path, budget) = match &request.image {
-            ImageSource::WarmUp => return self.warm_up(&version),
-            ImageSource::Study { id } => (self.image_path(id)?, Budget::default()),
+            ImageSource::WarmUp => {
+                let version = version.ok_or_else(|| no_version(&request.model))?;
+                return self.warm_up(&version);
+            }
+            ImageSource::Study { id } => {
+                let file = copy.insert(self.image_file(id)?);
+                (file.path().to_owned(), Budget::default())
+            }
             // What a client sent must not make the server read other files.
             ImageSource::File { path } => (
                 path.clone(),
@@ -54,44 +84,64 @@ impl Worker {
                     .to_owned(),
             );
         }
-        let kept = match &request.image {
-            ImageSource::Study { id } if !request.largest_cc => self
-                .runtime
-                .block_on(self.ahead.find(&self.project, &version, id))?,
+        let kept = match (&request.image, &version) {
+            (ImageSource::Study { id }, Some(version))
+                if !request.largest_cc && request.interaction.is_none() =>
+            {
+                self.runtime
+                    .block_on(self.ahead.find(&self.project, version, id))?
+            }
             _ => None,
         };
         let ahead = kept.is_some();
-        let proposal = match kept {
-            Some((labels, about)) => Proposal {
+        // The worker that had it before was lost with it, perhaps because there was too little memory.
+        let window = Window::of_attempt(job.attempts);
+        if let (
+            Some(Interaction::Unnamed {
+                foreground,
+                background,
+            }),
+            Some(version),
+        ) = (&request.interaction, &version)
+        {
+            let points = [&foreground[..], background];
+            match self.named((version, window), &path, &budget, points, reporter) {
+                Ok(named) => request.interaction = Some(named),
+                Err(failure) => return told(failure),
+            }
+        }
+        let proposal = match (kept, &request.interaction, &version) {
+            (Some((labels, about)), _, _) => Ok(Proposal {
                 labels,
                 about,
                 read_s: 0.0,
-            },
-            // The worker that had it before was lost with it, perhaps because there was too little memory.
-            None => match self.propose(
-                &version,
-                &path,
-                &budget,
-                Window::of_attempt(job.attempts),
-                reporter,
-            ) {
-                Err(Failure::Image(error)) => {
-                    return refused(format!("the image is refused: {error}"));
-                }
-                proposal => proposal?,
-            },
+            }),
+            (None, Some(Interaction::Scribbles(scribbles)), prior) => {
+                let prior = prior.as_ref().map(|version| (version, window));
+                self.refine(scribbles, prior, &path, &budget, reporter)
+            }
+            (None, Some(Interaction::Clicks { clicks, .. }), Some(version)) => {
+                self.propose_with_clicks((version, window), &path, &budget, clicks, reporter)
+            }
+            (None, None, Some(version)) => self.propose(version, &path, &budget, window, reporter),
+            (None, Some(Interaction::Unnamed { .. }), _) | (None, _, None) => {
+                Err(no_version(&request.model))
+            }
         };
         let Proposal {
             mut labels,
             about,
             read_s,
-        } = proposal;
+        } = match proposal {
+            Ok(proposal) => proposal,
+            Err(failure) => return told(failure),
+        };
         let post = Instant::now();
+        let names = self.shown(&request, &mut labels);
         if request.largest_cc {
             components::keep_largest(&mut labels, Connectivity::Corners26);
         }
         let labels = &labels;
-        let names = self.project.schema().values();
         let suffix = request.result_extension.as_str();
         // Without a file for the client there may still be one to keep.
         let wants_file = suffix != NO_FILE;
@@ -123,16 +173,7 @@ impl Worker {
             (Some(format), Some(sample)) => write_label_as(&file, labels, &names, format, sample)?,
             (Some(format), None) => write_label(&file, labels, &names, format)?,
             (None, _) => {
-                let by = Algorithm {
-                    name: version.name.clone(),
-                    version: format!(
-                        "{} (Fewlabel {})",
-                        version.version,
-                        env!("CARGO_PKG_VERSION")
-                    ),
-                    sha256: version.weights_sha256.clone(),
-                    made_ms: self.project.clock().now_ms(),
-                };
+                let by = self.algorithm(&request, version.as_ref());
                 let written = dicom::open(&path, &budget).and_then(|mut scans| {
                     let only = scans.only()?;
                     let kind = ResultKind::Segmentation(SegmentationKind::Binary);
@@ -153,7 +194,7 @@ impl Worker {
             .iter()
             .map(|(value, name)| (name.clone(), json!(value)))
             .collect();
-        let params = json!({
+        let mut params = json!({
             "label_names": label_names,
             "latencies": {
                 "pre": read_s + seconds("prepare"),
@@ -165,16 +206,19 @@ impl Worker {
                 "transform": {"pre": {"read": read_s, "prepare": seconds("prepare")}, "post": {"finish": seconds("finish")}},
             },
             "centroids": centroids,
-            "model": version.name,
-            "model_version": version.version,
-            "model_sha256": version.weights_sha256,
+            "model": request.model,
             "windows": about["windows"],
             "windows_skipped": about["windows_skipped"],
             "window": about["window"],
             "computed_ahead": ahead,
         });
-        if let (Some(tag), ImageSource::Study { id }) = (&request.save_label, &request.image) {
-            self.keep(id, tag, &file, &version, &params)?;
+        if let Some(version) = &version {
+            params["model"] = json!(version.name);
+            params["model_version"] = json!(version.version);
+            params["model_sha256"] = json!(version.weights_sha256);
+            if let (Some(tag), ImageSource::Study { id }) = (&request.save_label, &request.image) {
+                self.keep(id, tag, &file, version, &params)?;
+            }
         }
         if writes && !wants_file {
             std::fs::remove_file(&file)?;
@@ -184,6 +228,50 @@ impl Worker {
             params,
             refused: None,
         })?)
+    }
+
+    /// What a DICOM object says about how it was made; without a version strokes alone made it.
+    fn algorithm(&self, request: &InferRequest, version: Option<&ModelVersion>) -> Algorithm {
+        let name = request.model.as_str();
+        let program = format!("Fewlabel {}", env!("CARGO_PKG_VERSION"));
+        Algorithm {
+            name: version.map_or(name, |version| &version.name).to_owned(),
+            version: match version {
+                Some(version) => format!("{} ({program})", version.version),
+                None => program,
+            },
+            sha256: version.map_or_else(String::new, |version| version.weights_sha256.clone()),
+            made_ms: self.project.clock().now_ms(),
+            drawn: match request.interaction {
+                Some(_) => Drawn::FromProposal,
+                None => Drawn::Automatically,
+            },
+        }
+    }
+
+    /// The version that a request needs; none for strokes without a model.
+    fn version_of(&self, request: &InferRequest) -> Result<Option<ModelVersion>, Failure> {
+        match &request.interaction {
+            Some(Interaction::Scribbles(scribbles)) => {
+                let prior = scribbles.prior.as_ref();
+                prior.map(|model| self.version(model, None)).transpose()
+            }
+            _ => self.version(&request.model, request.version).map(Some),
+        }
+    }
+
+    /// What the values of the result mean. Where one structure is asked for, it gets the value 1 and the others go.
+    fn shown(&self, request: &InferRequest, labels: &mut Volume<u16>) -> Vec<(u16, String)> {
+        let Some(only) = request.interaction.as_ref().and_then(Interaction::only) else {
+            return self.project.schema().values();
+        };
+        if let Some(Interaction::Clicks { .. }) = request.interaction {
+            let value = self.project.schema().value_of(only);
+            for label in &mut labels.voxels {
+                *label = u16::from(Some(*label) == value);
+            }
+        }
+        vec![(1, only.to_owned())]
     }
 
     /// The version asked for, or the live one.
@@ -199,14 +287,14 @@ impl Worker {
                 None => registry.live(name).await,
             }
         })?;
-        found.ok_or_else(|| Failure::Error(format!("there is no such version of model {name:?}")))
+        found.ok_or_else(|| no_version(name))
     }
 
-    fn image_path(&self, id: &ImageId) -> Result<PathBuf, Failure> {
+    fn image_file(&self, id: &ImageId) -> Result<ImageFile, Failure> {
         let row = self.runtime.block_on(self.project.image(id))?;
         let row = row
             .ok_or_else(|| Failure::Error(format!("image {id} is not in the project any more")))?;
-        Ok(row.path)
+        Ok(self.runtime.block_on(self.project.image_file(&row))?)
     }
 
     /// Whether a version answers at all; it stays on the device.
@@ -238,28 +326,13 @@ impl Worker {
             let segmenter = self
                 .models
                 .get(version, window, self.device, self.precision)?;
-            let found = segmenter.segment(&scan.volume, &mut |_, _| reporter.flow());
+            let found = segmenter.segment(&scan.volume, &[], &mut |_, _| reporter.flow());
             match found {
                 Err(ModelError::Stopped) => Err(Failure::Stopped),
                 result => Ok((result?, segmenter.manifest().patch)),
             }
         })?;
-        let stages: Map = segmentation
-            .timings
-            .iter()
-            .map(|(name, seconds)| ((*name).to_owned(), json!(seconds)))
-            .collect();
-        let about = json!({
-            "windows": segmentation.windows,
-            "windows_skipped": segmentation.windows_skipped,
-            "window": window,
-            "stages": stages,
-        });
-        Ok(Proposal {
-            labels: segmentation.labels,
-            about,
-            read_s,
-        })
+        Ok(Proposal::new(segmentation, Some(window), read_s))
     }
 
     /// Keeps a proposal as a label of the project.
@@ -297,6 +370,10 @@ impl Worker {
     }
 }
 
+fn no_version(model: &str) -> Failure {
+    Failure::Error(format!("there is no such version of model {model:?}"))
+}
+
 fn sample(asked: ResultType) -> Sample {
     match asked {
         ResultType::Uint8 => Sample::U8,
@@ -304,6 +381,15 @@ fn sample(asked: ResultType) -> Sample {
         ResultType::Int16 => Sample::I16,
         ResultType::Int32 => Sample::I32,
         ResultType::Float32 => Sample::F32,
+    }
+}
+
+/// What a failure is to the client: an answer when it is the sender's matter.
+fn told(failure: Failure) -> Outcome {
+    match failure {
+        Failure::Image(error) => refused(format!("the image is refused: {error}")),
+        Failure::Refused(reason) => refused(reason),
+        failure => Err(failure),
     }
 }
 

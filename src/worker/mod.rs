@@ -2,17 +2,19 @@
 //!
 //! One thread computes; store calls and heartbeats run on a small runtime beside it. A job of a person who waits
 //! (inference) goes before everything: long jobs look for one between steps and run it inline ([`Worker::yield_to_urgent`]).
-//! With nothing to do it makes proposals ahead (`ahead`). A job's lease is renewed by a heartbeat while it runs; when the lease is lost or the job is stopped, the work ends at
-//! the next step and its result is not kept.
+//! With nothing to do it makes proposals ahead (`ahead`). A job's lease is renewed by a heartbeat while it runs; when the
+//! lease is lost or the job is stopped, the work ends at the next step and its result is not kept.
 
 mod ahead;
 mod batch;
 mod compare;
 mod infer;
+mod interactive;
 mod models;
 mod outcome;
 mod queue;
 mod reporter;
+mod scans;
 mod score;
 mod score_pool;
 pub mod supervisor;
@@ -53,6 +55,7 @@ struct Worker {
     /// Set when the server is gone or asks the worker to end.
     ending: Arc<AtomicBool>,
     models: models::Models,
+    scans: scans::HeldScans,
     ahead: Ahead,
     idle: ahead::Idle,
 }
@@ -92,6 +95,7 @@ pub fn run(
         name,
         ending,
         models: Default::default(),
+        scans: Default::default(),
         ahead,
         idle: Default::default(),
     };

@@ -10,6 +10,8 @@ pub enum Failure {
     Stopped,
     /// The image cannot be used.
     Image(ImagingError),
+    /// What was asked for cannot be done with this image, and why: the client's matter.
+    Refused(String),
     /// What to tell the client.
     Error(String),
 }
@@ -22,6 +24,8 @@ pub fn is_out_of_memory(text: &str) -> bool {
         "outofmemory",
         "memory allocation",
         "cannot allocate memory",
+        "memory is full",
+        "too little memory",
     ]
     .iter()
     .any(|words| text.contains(words))
@@ -53,6 +57,8 @@ mod tests {
             "CUDA_ERROR_OUT_OF_MEMORY",
             "memory allocation of 8589934592 bytes failed",
             "Out of memory: can't allocate buffer",
+            "cuda:0 cannot compute this: its memory is full (BufferTooBig)",
+            "cuda:0 cannot compute this: it has too little memory: this scan needs some 900 MB, 800 are free",
         ] {
             assert!(is_out_of_memory(text), "{text}");
         }

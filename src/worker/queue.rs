@@ -54,7 +54,7 @@ impl Worker {
             Ok(result) => Finish::Done(result),
             Err(Failure::Stopped) => Finish::Stopped,
             Err(Failure::Image(error)) => Finish::Error(error.to_string()),
-            Err(Failure::Error(reason)) => Finish::Error(reason),
+            Err(Failure::Refused(reason) | Failure::Error(reason)) => Finish::Error(reason),
         };
         self.runtime.block_on(async {
             // The last lines first: a finished job takes no more.

@@ -69,11 +69,15 @@ impl Worker {
             if self.next(&urgent)? && self.asked(request)?.version != version.version {
                 return Ok(Asked::NewVersion);
             }
-            let scan = match read_scan(&image.path, &Budget::default()) {
+            let file = self.runtime.block_on(self.project.image_file(&image));
+            let scan = file.map_err(|error| error.to_string()).and_then(|file| {
+                read_scan(file.path(), &Budget::default()).map_err(|error| error.to_string())
+            });
+            let scan = match scan {
                 Ok(scan) => scan.volume,
                 Err(error) => {
                     reporter.line(format!("{}: left out: {error}", image.id));
-                    left_out.insert(image.id.to_string(), json!(error.to_string()));
+                    left_out.insert(image.id.to_string(), json!(error));
                     continue;
                 }
             };

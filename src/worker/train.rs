@@ -26,6 +26,7 @@ impl Worker {
             Begun::Over(version) => return Ok(json!({"model": request.model, "version": version})),
         };
         plan.request.options.device = self.device;
+        let _held = self.runtime.block_on(self.project.labelled_image_files())?;
         reporter.line(format!(
             "learning from {} cases, validating on {}, {} steps, from version {}",
             plan.frozen.cases.len(),

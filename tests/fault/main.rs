@@ -11,10 +11,16 @@
 #[allow(dead_code)]
 mod http;
 mod kills;
+#[path = "../it/support/process.rs"]
+#[allow(dead_code)]
+mod process;
 mod rounds;
 mod site;
 mod strace;
 mod submit;
+#[path = "../it/support/tiny.rs"]
+#[allow(dead_code)]
+mod tiny;
 mod uploads;
 
 use std::panic::AssertUnwindSafe;

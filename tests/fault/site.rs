@@ -74,7 +74,7 @@ pub fn label_of(shape: [usize; 3], voxels: Vec<u16>) -> Vec<u8> {
 /// Opens the project in `dir` as its server.
 pub async fn open(dir: &Path) -> Project {
     let open = OpenProject {
-        studies: dir.join("studies"),
+        studies: dir.join("studies").into(),
         data: dir.join("data"),
         labels: LabelSchema::from_list("liver,spleen").unwrap(),
         clock: Arc::new(SystemClock),

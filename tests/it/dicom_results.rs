@@ -22,6 +22,7 @@ fn algorithm() -> Algorithm {
         version: "7".to_owned(),
         sha256: "ab".repeat(32),
         made_ms: 1_700_000_000_000,
+        drawn: dicom::Drawn::Automatically,
     }
 }
 

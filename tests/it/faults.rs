@@ -7,13 +7,12 @@ use std::process::Command;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use fewlabel::imaging::phantom::{PhantomCase, PhantomOptions, torso};
-use fewlabel::imaging::{LabelFormat, Volume, write_label, write_scan};
-use fewlabel::model::{LabelSchema, PctNetConfig, create_untrained};
+use fewlabel::imaging::phantom::PhantomCase;
+use fewlabel::imaging::{LabelFormat, Volume, write_label};
 use fewlabel::project::{JobKind, JobState, Project};
 use serde_json::Value;
 
-use crate::support::{Http, Process, children, kill_9, multipart};
+use crate::support::{Http, Process, children, kill_9, multipart, tiny_site};
 
 /// Longest wait for anything; a test that needs it has failed.
 const PATIENCE: Duration = Duration::from_secs(180);
@@ -29,30 +28,9 @@ struct Site {
 }
 
 impl Site {
-    fn new(shape: [usize; 3]) -> Self {
+    fn new(shape: Option<[usize; 3]>) -> Self {
         let dir = tempfile::tempdir().unwrap();
-        std::fs::create_dir(dir.path().join("studies")).unwrap();
-        let options = PhantomOptions {
-            shape: Some(shape),
-            ..PhantomOptions::small()
-        };
-        let mut cases = Vec::new();
-        for (seed, name) in STUDIES.iter().enumerate() {
-            let case = torso(seed as u64, &options);
-            let path = dir.path().join(format!("studies/{name}.nii.gz"));
-            write_scan(&path, &case.scan, LabelFormat::NiftiGz).unwrap();
-            cases.push(case);
-        }
-        let labels =
-            LabelSchema::from_list("liver,spleen,kidney_right,kidney_left,aorta,vertebrae")
-                .unwrap();
-        let small = PctNetConfig::pct_net_s(labels.class_count(), [16, 32, 32], 1);
-        let network = PctNetConfig {
-            feature_chns: [4, 8, 16, 16, 16],
-            num_heads: [2, 2, 2],
-            ..small
-        };
-        create_untrained(&dir.path().join("model"), "tiny", &network, &labels, 1).unwrap();
+        let cases = tiny_site(dir.path(), &STUDIES.map(str::to_owned), shape);
         Self { dir, cases }
     }
 
@@ -168,7 +146,7 @@ fn finished(task: &Value) -> bool {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn every_acknowledged_label_survives_kill_9_during_submits() {
-    let site = Arc::new(Site::new([16, 32, 32]));
+    let site = Arc::new(Site::new(None));
     let sent: Arc<Mutex<Sent>> = Arc::default();
     for round in 0..5 {
         let server = site.serve();
@@ -255,7 +233,7 @@ async fn check_sent(server: &Http, sent: &Sent) {
 
 #[tokio::test]
 async fn training_that_loses_its_workers_is_taken_up_and_then_given_up() {
-    let site = Site::new([16, 32, 32]);
+    let site = Site::new(None);
     let server = site.serve();
     site.label_all(&server).await;
     let reply = server
@@ -310,7 +288,7 @@ async fn training_that_loses_its_workers_is_taken_up_and_then_given_up() {
 
 #[tokio::test]
 async fn training_of_a_killed_server_goes_on_after_the_restart() {
-    let site = Site::new([16, 32, 32]);
+    let site = Site::new(None);
     let server = site.serve();
     site.label_all(&server).await;
     assert_eq!(
@@ -351,7 +329,7 @@ async fn training_of_a_killed_server_goes_on_after_the_restart() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_inference_whose_worker_is_killed_is_answered_by_the_next() {
-    let site = Site::new([48, 80, 80]);
+    let site = Site::new(Some([48, 80, 80]));
     let server = site.serve();
     let http = Http {
         address: server.address,
@@ -377,7 +355,7 @@ async fn an_inference_whose_worker_is_killed_is_answered_by_the_next() {
 
 #[tokio::test]
 async fn a_second_server_is_refused_and_names_the_first() {
-    let site = Site::new([4, 8, 8]);
+    let site = Site::new(Some([4, 8, 8]));
     let server = site.serve();
     let second = Command::new(env!("CARGO_BIN_EXE_fewlabel"))
         .args(["serve", "--port", "0"])

@@ -284,7 +284,7 @@ async fn data_of_the_first_release_are_opened_and_served() {
     server.kill_9();
     let labels = LabelSchema::from_list("liver,spleen").unwrap();
     let project = Project::open(OpenProject {
-        studies: dir.path().join("studies"),
+        studies: dir.path().join("studies").into(),
         data: dir.path().join("data"),
         labels,
         clock: std::sync::Arc::new(fewlabel::clock::SystemClock),

@@ -9,9 +9,18 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("imaging", &["rng"]),
     ("model", &["imaging", "rng", "telemetry"]),
     ("store", &["clock", "telemetry"]),
+    ("dicomweb", &["imaging"]),
     (
         "project",
-        &["store", "model", "imaging", "clock", "rng", "telemetry"],
+        &[
+            "store",
+            "dicomweb",
+            "model",
+            "imaging",
+            "clock",
+            "rng",
+            "telemetry",
+        ],
     ),
     (
         "rounds",
@@ -44,7 +53,14 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ),
     (
         "rest",
-        &["rounds", "project", "sessions", "config", "telemetry"],
+        &[
+            "rounds",
+            "project",
+            "sessions",
+            "dicomweb",
+            "config",
+            "telemetry",
+        ],
     ),
     (
         "cli",
@@ -54,6 +70,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
             "rounds",
             "project",
             "sessions",
+            "dicomweb",
             "model",
             "imaging",
             "clock",

@@ -34,6 +34,36 @@ async fn info_of_a_new_project() {
               "live (1)"
             ]
           }
+        },
+        "Histogram+GraphCut": {
+          "type": "scribbles",
+          "labels": {
+            "spleen": 1,
+            "liver": 2
+          },
+          "dimension": 3,
+          "description": "Strokes refine a label: histograms of intensity and a graph cut",
+          "config": {
+            "lamda": 1.0,
+            "sigma": 0.1,
+            "num_bins": 64,
+            "model_prior": true
+          }
+        },
+        "GMM+GraphCut": {
+          "type": "scribbles",
+          "labels": {
+            "spleen": 1,
+            "liver": 2
+          },
+          "dimension": 3,
+          "description": "Strokes refine a label: Gaussian mixtures of intensity and a graph cut",
+          "config": {
+            "lamda": 1.0,
+            "sigma": 0.1,
+            "num_mixtures": 20,
+            "model_prior": true
+          }
         }
       },
       "trainers": {

@@ -378,4 +378,8 @@ async fn statistics_count_images_annotators_and_structures() {
         .map(|structure| &structure["name"])
         .collect();
     assert_eq!(names, ["spleen", "liver"]);
+    let new_labels = async || server.get("/rounds/").await.json()["new_labels"].clone();
+    assert_eq!(new_labels().await, 1);
+    server.post_json("/rounds/pct-net-s", "{}").await;
+    assert_eq!(new_labels().await, 0, "counted from the start of a round");
 }

@@ -4,18 +4,16 @@
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use fewlabel::imaging::phantom::{PhantomCase, PhantomOptions, torso};
-use fewlabel::imaging::{LabelFormat, write_label, write_scan};
-use fewlabel::model::{LabelSchema, PctNetConfig, create_untrained};
+use fewlabel::imaging::phantom::{ORGANS, PhantomCase};
+use fewlabel::imaging::{LabelFormat, write_label};
 use serde_json::{Value, json};
 
-use crate::support::{Http, Process, children, kill_9};
+use crate::support::{Http, Process, children, kill_9, tiny_site};
 
 /// Longest wait for anything; a test that needs it has failed.
 const PATIENCE: Duration = Duration::from_secs(240);
 /// One of them is a validation image.
 const STUDIES: usize = 5;
-const LABELS: &str = "liver,spleen,kidney_right,kidney_left,aorta,vertebrae";
 
 struct Site {
     dir: tempfile::TempDir,
@@ -25,26 +23,8 @@ struct Site {
 impl Site {
     fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
-        std::fs::create_dir(dir.path().join("studies")).unwrap();
-        let options = PhantomOptions {
-            shape: Some([16, 32, 32]),
-            ..PhantomOptions::small()
-        };
-        let cases: Vec<PhantomCase> = (0..STUDIES)
-            .map(|seed| torso(seed as u64, &options))
-            .collect();
-        for (n, case) in cases.iter().enumerate() {
-            let path = dir.path().join(format!("studies/case_{n}.nii.gz"));
-            write_scan(&path, &case.scan, LabelFormat::NiftiGz).unwrap();
-        }
-        let labels = LabelSchema::from_list(LABELS).unwrap();
-        let small = PctNetConfig::pct_net_s(labels.class_count(), [16, 32, 32], 1);
-        let network = PctNetConfig {
-            feature_chns: [4, 8, 16, 16, 16],
-            num_heads: [2, 2, 2],
-            ..small
-        };
-        create_untrained(&dir.path().join("model"), "tiny", &network, &labels, 1).unwrap();
+        let names: Vec<String> = (0..STUDIES).map(|n| format!("case_{n}")).collect();
+        let cases = tiny_site(dir.path(), &names, None);
         Self { dir, cases }
     }
 
@@ -77,7 +57,7 @@ impl Site {
     /// Submits the label of a study, with every structure under the name of the next one when `wrong`.
     async fn submit(&self, server: &Http, study: usize, wrong: bool) {
         let mut label = self.cases[study].label.clone();
-        let structures = LABELS.split(',').count() as u16;
+        let structures = ORGANS.len() as u16;
         for voxel in label.voxels.iter_mut().filter(|voxel| wrong && **voxel > 0) {
             *voxel = *voxel % structures + 1;
         }

@@ -5,22 +5,15 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::time::Duration;
 
-use fewlabel::imaging::phantom::ORGANS;
-use fewlabel::model::{LabelSchema, PctNetConfig, create_untrained};
 use serde_json::Value;
 
 use crate::pretrain::{dataset, text};
+use crate::support::{organs, tiny_model};
 
 /// A network so small that a step takes milliseconds.
 pub fn tiny(dir: &Path) -> PathBuf {
-    let labels = LabelSchema::new(ORGANS.iter().map(|o| (*o).to_owned()).collect()).unwrap();
-    let network = PctNetConfig {
-        feature_chns: [4, 8, 16, 16, 16],
-        num_heads: [2, 2, 2],
-        ..PctNetConfig::pct_net_s(labels.class_count(), [16, 32, 32], 1)
-    };
     let model = dir.join("tiny");
-    create_untrained(&model, "tiny", &network, &labels, 1).unwrap();
+    tiny_model(&model, &organs());
     model
 }
 

@@ -8,12 +8,12 @@ use std::process::{Command, Output};
 use std::time::{Duration, Instant};
 
 use fewlabel::imaging::{Geometry, LabelFormat, Volume, write_label, write_scan};
-use fewlabel::model::{LabelSchema, PctNetConfig, create_untrained};
+use fewlabel::model::LabelSchema;
 use fewlabel::project;
 use serde_json::{Value, json};
 use sqlx::{ConnectOptions, Connection, Row};
 
-use crate::support::{Http, Process, Reply};
+use crate::support::{Http, Process, Reply, tiny_model};
 
 /// Longest wait for anything; a test that needs it has failed.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -49,13 +49,7 @@ impl Site {
             write_image(&site.path("studies").join(name), seed);
         }
         let labels = LabelSchema::from_list("spleen,liver").unwrap();
-        let small = PctNetConfig::pct_net_s(labels.class_count(), [16, 32, 32], 1);
-        let network = PctNetConfig {
-            feature_chns: [4, 8, 16, 16, 16],
-            num_heads: [2, 2, 2],
-            ..small
-        };
-        create_untrained(&site.path("model"), "tiny", &network, &labels, 1).unwrap();
+        tiny_model(&site.path("model"), &labels);
         site
     }
 

@@ -9,6 +9,7 @@ import json
 import pathlib
 import re
 import socket
+import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -22,7 +23,7 @@ from FewlabelLib.client import Client
 from FewlabelLib.drafts import Drafts
 from FewlabelLib.jobs import Jobs
 from FewlabelLib.session import Busy, Session, Shown
-from serving import ROOT
+from serving import LABELS, PROGRAM, ROOT, make_studies
 
 EXTENSION = ROOT / "slicer-extension"
 GRID = numpy.diag((-3.0, -3.5, 6.0, 1.0))
@@ -88,14 +89,8 @@ class FakeScene:
     def can_undo(self) -> bool:
         return self.before is not None
 
-    def flat(self, schema: labels.Schema) -> labels.Flat:
-        return labels.flatten(schema, self.shape, self.masks.items())
-
-    def segments(self) -> list[str]:
-        return list(self.masks)
-
-    def ijk_to_ras(self) -> numpy.ndarray:
-        return self.grid
+    def copy(self) -> labels.Drawing:
+        return labels.Drawing(self.shape, self.grid, tuple(labels.Part(name, mask, (0, 0, 0), 1) for name, mask in self.masks.items()))
 
     def volumes(self) -> list[tuple[str, str]]:
         return list(self.loaded.items())
@@ -354,7 +349,7 @@ def project() -> dict[str, Any]:
         {"version": 1, "state": "published", "live": False, "reason": "the first one", "metrics": None},
     ]
     return {
-        "/rounds/": {"rounds": [kept], "settings": {"after_labels": 5}},
+        "/rounds/": {"rounds": [kept], "settings": {"after_labels": 5, "steps": 300}, "new_labels": 3},
         "/models/": {"models": [{"name": "pct-net-s", "live_version": 3, "pinned": False, "rollback_version": 1, "versions": versions}]},
         "/statistics/": {
             "images": {"total": 40, "labelled": 11, "leased": 2, "parts": {}},
@@ -393,3 +388,40 @@ def stub() -> Iterator[Stub]:
     server = Stub()
     yield server
     server.close()
+
+
+class Killable:
+    """A server that can be killed and started again at the same address and on the same data."""
+
+    def __init__(self, folder: pathlib.Path, *options: str) -> None:
+        self.folder, self._studies, self._options = folder, make_studies(folder), options
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            self._port = free.getsockname()[1]
+        self.url = f"http://127.0.0.1:{self._port}"
+        self._log = folder / "server.log"
+        self._process: subprocess.Popen | None = None
+        self.start()
+
+    def start(self) -> None:
+        command = [PROGRAM, "serve", "--studies", self._studies, "--port", str(self._port), "--labels", ",".join(LABELS), *self._options]
+        with open(self._log, "a") as log:
+            self._process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True)
+        assert self._process.stdout
+        assert re.search("http://", self._process.stdout.readline()), self._log.read_text()
+
+    def kill(self) -> None:
+        if self._process:
+            self._process.kill()
+            self._process.wait()
+            if self._process.stdout:
+                self._process.stdout.close()
+            self._process = None
+
+
+@contextlib.contextmanager
+def killable(folder: pathlib.Path, *options: str) -> Iterator[Killable]:
+    server = Killable(folder, *options)
+    try:
+        yield server
+    finally:
+        server.kill()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import pathlib
 import re
@@ -30,6 +31,7 @@ class Server:
     url: str
     folder: pathlib.Path
     """Holds `extra.nii.gz`, a scan that is no study, and `label_N.nii.gz` for the scan of seed N."""
+    pid: int = 0
 
     @property
     def extra(self) -> str:
@@ -76,6 +78,23 @@ def make_studies(folder: pathlib.Path) -> pathlib.Path:
     return studies
 
 
+def click_model(folder: pathlib.Path, steps: int = 120) -> pathlib.Path:
+    """A model that takes clicks and has learned a little, from scans that are no studies."""
+    data, model = folder / "learning", folder / "clicks"
+    for name in ("imagesTr", "labelsTr"):
+        (data / name).mkdir(parents=True)
+    labels = {"background": 0} | {name: value for value, name in enumerate(LABELS, 1)}
+    (data / "dataset.json").write_text(json.dumps({"labels": labels}))
+    for seed in range(10, 14):
+        scan, label = torso(seed)
+        save(data / "imagesTr" / f"{seed}.nii.gz", scan)
+        save(data / "labelsTr" / f"{seed}.nii.gz", label)
+    # The window of these organs, so that few steps are enough.
+    options = ["--clicks", "--steps", str(steps), "--val-split", "0", "--hu-window=-100,200"]
+    subprocess.run([PROGRAM, "train", "--data", data, "--out", model, *options], check=True, capture_output=True)
+    return model
+
+
 @contextlib.contextmanager
 def running(folder: pathlib.Path, *options: str) -> Iterator[Server]:
     """The server on new studies in the folder, until the end of the block; it has to stop in good order."""
@@ -87,7 +106,7 @@ def running(folder: pathlib.Path, *options: str) -> Iterator[Server]:
         ready = process.stdout.readline() if process.stdout else ""
         address = re.search(r"http://[^ ,]+", ready)
         assert address, (folder / "server.log").read_text()
-        yield Server(address[0], folder)
+        yield Server(address[0], folder, process.pid)
         process.terminate()
         assert process.wait(60) == 0, (folder / "server.log").read_text()
     finally:

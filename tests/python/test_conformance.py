@@ -66,6 +66,11 @@ TABLE = (
         r"body\.case 02\.params\.(latencies: missing|centroids: missing|model_version: more)",
     ),
     Deliberate("refused before the inference, not after it", "infer, DICOM SEG", "status: 500 -> 400"),
+    Deliberate(
+        "strokes need no model of their own, so that they are always offered, as the real server's radiology app does",
+        "info.*",
+        r"body\.models\.(Histogram|GMM)\+GraphCut: more",
+    ),
     Deliberate("busy says when to come again", "train, again", r"headers\.retry-after: more"),
     Deliberate("GET routes answer HEAD", "info, wrong method", r"headers\.allow: GET -> GET, HEAD"),
     Deliberate(

@@ -106,6 +106,16 @@ def test_flatten_is_the_naive_loop() -> None:
         assert all(flat.counts[name] == (wanted == SCHEMA.names.index(name) + 1).sum() for name, _ in segments if name in SCHEMA.names)
 
 
+def test_a_copy_of_what_was_drawn() -> None:
+    """Segments share the voxels of a box, as Slicer keeps them; an empty one has none."""
+    box = numpy.array([[[1, 2]], [[3, 1]]], numpy.uint8)
+    parts = [labels.Part("spleen", box, (1, 2, 3), 2), labels.Part("liver", box, (1, 2, 3), 1), labels.Part("left kidney", box[:0], (0, 0, 0), 1)]
+    flat = labels.Drawing(SHAPE, GRID, tuple(parts)).flat(SCHEMA)
+    wanted = numpy.zeros(SHAPE, numpy.uint8)
+    wanted[1, 2, 3:5], wanted[2, 2, 4] = (1, SCHEMA.names.index("spleen") + 1), 1
+    assert numpy.array_equal(flat.voxels, wanted) and flat.counts == {"spleen": 1, "liver": 2, "left kidney": 0}
+
+
 def test_a_wide_schema_keeps_everything() -> None:
     wide = labels.widen(SCHEMA, ["liver", "my notes", "background"])
     assert wide.names == [*SCHEMA.names, "my notes"]
@@ -298,7 +308,7 @@ def test_the_lead_is_told_what_counts() -> None:
     lead = Lead(Jobs(Timer()), lambda: object(), lambda: "pct-net-s", lambda: 0.0)
     assert lead.view().round == "There was no round yet."
     lead.statistics = {"images": {"total": 40, "labelled": 12, "leased": 2}, "annotators": [{"author": "ann", "images": 7, "revisions": 9, "seconds_median": 840.0}]}
-    lead.settings = {"after_labels": 5}
+    lead.settings, lead.new_labels = {"after_labels": 5, "daily_at": "02:00"}, 3
     comparison = {
         "cases": 2, "old_dice": 0.71, "new_dice": 0.74, "difference": 0.03, "left_out": [],
         "structures": [{"name": "mandible", "old_dice": 0.8, "new_dice": None, "difference": None}],
@@ -307,7 +317,9 @@ def test_the_lead_is_told_what_counts() -> None:
     lead.models = [{"name": "pct-net-s", "live_version": 3, "rollback_version": 1, "versions": [
         {"version": 4, "state": "candidate", "live": False, "metrics": {"mean_dice": 0.74}}, {"version": 3, "state": "published", "live": True}]}]  # fmt: skip
     view = lead.view()
-    assert "12 of 40" in view.labels and "3 since the last round" in view.labels and "after 2 more" in view.labels
+    assert "12 of 40" in view.labels and "3 since the last round" in view.labels and "after 2 more" in view.labels and "at 02:00" in view.labels
+    lead.new_labels = None
+    assert "after 5 new labels" in lead.view().labels and "since" not in lead.view().labels
     assert view.round == "Round 3 was not published: mandible is worse"
     assert view.comparison == (("mean", "0.710", "0.740", "+0.030"), ("mandible", "0.800", "–", "–"))
     assert view.annotators == (("ann", "7", "9", "14.0"),)

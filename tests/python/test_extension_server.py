@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
 import pathlib
-import re
-import socket
-import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import numpy
 import pytest
 
-from extension import Desk, FakeScene
+from extension import Desk, FakeScene, killable
 from FewlabelLib.lead import Lead
 from FewlabelLib.review import Review
 from FewlabelLib.session import Busy, State
-from serving import LABELS, ORIGIN_MM, PROGRAM, SHAPE, SPACING_MM, make_studies, torso
+from serving import LABELS, ORIGIN_MM, SHAPE, SPACING_MM, torso
 
 
 def scene() -> FakeScene:
@@ -24,43 +20,6 @@ def scene() -> FakeScene:
     grid = numpy.diag((*SPACING_MM, 1.0))
     grid[:3, 3] = ORIGIN_MM
     return FakeScene(SHAPE[::-1], grid)
-
-
-class Killable:
-    """A server that can be killed and started again at the same address and on the same data."""
-
-    def __init__(self, folder: pathlib.Path) -> None:
-        self._studies = make_studies(folder)
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            self._port = free.getsockname()[1]
-        self.url = f"http://127.0.0.1:{self._port}"
-        self._log = folder / "server.log"
-        self._process: subprocess.Popen | None = None
-        self.start()
-
-    def start(self) -> None:
-        command = [PROGRAM, "serve", "--studies", self._studies, "--port", str(self._port), "--labels", ",".join(LABELS)]
-        with open(self._log, "a") as log:
-            self._process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True)
-        assert self._process.stdout
-        assert re.search("http://", self._process.stdout.readline()), self._log.read_text()
-
-    def kill(self) -> None:
-        if self._process:
-            self._process.kill()
-            self._process.wait()
-            if self._process.stdout:
-                self._process.stdout.close()
-            self._process = None
-
-
-@contextlib.contextmanager
-def killable(folder: pathlib.Path) -> Iterator[Killable]:
-    server = Killable(folder)
-    try:
-        yield server
-    finally:
-        server.kill()
 
 
 @pytest.fixture
@@ -81,7 +40,7 @@ def stored(desk: Desk, image: str, tag: str = "final") -> numpy.ndarray:
     other.do(other.session.connect, desk.session.client.address.url, "ben")
     other.do(other.session.open_case, image, tag)
     assert other.session.case and other.session.case.image == image, other.said()
-    voxels = other.scene.flat(other.session.schema).voxels
+    voxels = other.scene.copy().flat(other.session.schema).voxels
     other.jobs.close()
     return voxels
 
@@ -176,7 +135,7 @@ def test_killed_in_every_state(desk: Desk, tmp_path: pathlib.Path) -> None:
         for value, name in enumerate(LABELS, 1):
             desk.scene.draw(name, wanted == value)
         killed(session.propose)
-        assert desk.scene.offered is not None and numpy.array_equal(desk.scene.flat(session.schema).voxels, wanted)
+        assert desk.scene.offered is not None and numpy.array_equal(desk.scene.copy().flat(session.schema).voxels, wanted)
         desk.do(session.drop_offer)
 
         server.kill()
@@ -205,7 +164,13 @@ def test_killed_in_every_state(desk: Desk, tmp_path: pathlib.Path) -> None:
                 if session.question:
                     desk.answer("newer")
                 assert "is submitted" in desk.said(), desk.said()
-        last = session.case
+        other_case = session.case
+        killed(lambda: session.open_case(first.image))
+        assert session.case and session.case.image == first.image and numpy.array_equal(desk.scene.copy().flat(session.schema).voxels, wanted)
+        killed(lambda: (session.use_volume("v1", "my scan"), session.answer("project"))[0])
+        assert session.case.name == "my scan" and session.case.in_project
+        killed(session.next_case)
+        last = other_case
         assert last and (stored(desk, last.image) == 1)[5].any() and (stored(desk, last.image) == 2)[6].any()
         assert numpy.array_equal(stored(desk, first.image), wanted)
 
@@ -247,6 +212,6 @@ def test_the_lead_and_leases(desk: Desk, tmp_path: pathlib.Path) -> None:
         desk.do(lead.refresh)
         assert lead.running is None and "was stopped" in lead.view().round, lead.view().round
         desk.do(lead.pin)
-        assert lead.message and "held" in lead.message.text and lead.view().buttons["unpin"].enabled
+        assert lead.message and "pinned" in lead.message.text and lead.view().buttons["unpin"].enabled
         desk.do(lead.unpin)
         assert not lead.view().buttons["unpin"].enabled

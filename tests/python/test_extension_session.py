@@ -252,7 +252,7 @@ def test_edits_made_while_it_is_submitted(server: Stub, desk: Desk) -> None:
     session = desk.session
     desk.case(server.url)
     drawn = desk.draw()
-    session.submit()
+    desk.do(session.submit)
     session.answer("submit")
     more = desk.draw("liver", plane=3)
     desk.wait()

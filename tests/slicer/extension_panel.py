@@ -84,6 +84,11 @@ class Module:
         segment = self.scene.segmentation_node.GetSegmentation().GetSegmentIdBySegmentName(name)
         slicer.util.updateSegmentBinaryLabelmapFromArray(mask.astype(numpy.uint8), self.scene.segmentation_node, segment, self.scene.volume_node)
 
+    def add_segment(self, name: str, mask: numpy.ndarray) -> None:
+        """A segment that the user made."""
+        self.scene.segmentation_node.GetSegmentation().AddEmptySegment(name, name)
+        self.draw(name, mask)
+
     def paint(self, name: str, box: tuple[slice, slice, slice]) -> None:
         """A stroke by Slicer's own editing code: the same that its brush uses, with undo and with what it overwrites."""
         node = self.scene.segmentation_node
@@ -111,12 +116,21 @@ class Module:
         for _ in range(3):
             # Texts take more rows when they get less room, so this comes to rest in steps.
             spare = base.sizeHint(page).height() - base.minimumSizeHint(page).height()
-            parent.resize(width, base.minimumSizeHint(parent).height() + spare)
+            parent.resize(width, max(base.minimumSizeHint(parent).height() + spare, base.layout(parent).totalHeightForWidth(width)))
             QtCore.QCoreApplication.processEvents()
         folder = pathlib.Path(PICTURES) if PICTURES else path
         folder.mkdir(parents=True, exist_ok=True)
         assert parent.grab().save(str(folder / f"{name}.png"))
+        for label in parent.findChildren(QtWidgets.QLabel):
+            if QtWidgets.QWidget.isVisible(label) and label.hasHeightForWidth():
+                size = QtWidgets.QWidget.size(label)
+                assert size.height() >= label.heightForWidth(size.width()), f"{QtCore.QObject.property(label, 'text')!r} is cut"
         for button in parent.findChildren(QtWidgets.QPushButton):
             if QtWidgets.QWidget.isVisible(button):
                 wanted = QtWidgets.QWidget.sizeHint(button).width()
                 assert QtWidgets.QWidget.width(button) >= min(wanted, width), f"{QtCore.QObject.property(button, 'objectName')} is cut"
+
+
+def texts(table: QtWidgets.QTableWidget) -> list[list[str]]:
+    """What a table shows, row by row."""
+    return [[table.item(row, column).text() for column in range(table.columnCount)] for row in range(table.rowCount)]

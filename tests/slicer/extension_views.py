@@ -1,72 +1,112 @@
-"""Pictures of the panel beside slices of what is in the scene, for people who look at them."""
+"""Slicer's own slice views without a window: pictures beside the panel for people who look at them, and pixels for tests."""
 
 from __future__ import annotations
 
+import ctypes.util
 import pathlib
 from typing import Any
 
 import numpy
 import slicer
 import slicer.util
-from PySide6 import QtCore, QtGui
+import vtk
+from PySide6 import QtGui
+from vtk.util import numpy_support
 
 from extension_panel import Module
 
-WINDOW_HU = (-160.0, 240.0)
-SHADE = 0.35
+WINDOW_HU, LEVEL_HU = 400, 40
+MANAGERS = ("vtkMRMLModelSliceDisplayableManager", "vtkMRMLSegmentationsDisplayableManager2D")
+"""What draws in Slicer's slice views, as far as segmentations need it."""
 
 
-def slice_image(scan: numpy.ndarray, labels: list[tuple[numpy.ndarray, Any]], spacing_mm: tuple[float, float], height: int) -> QtGui.QImage:
-    """A slice `[row, column]` in grey with its structures shaded and outlined, scaled to mm."""
-    low, high = WINDOW_HU
-    grey = numpy.clip((scan - low) / (high - low), 0, 1) * 255
-    rgb = numpy.repeat(grey[..., None], 3, axis=2)
-    for mask, color in labels:
-        inner = mask.copy()
-        for axis in (0, 1):
-            for step in (-1, 1):
-                inner &= numpy.roll(mask, step, axis)
-        rgb[mask] = (1 - SHADE) * rgb[mask] + SHADE * numpy.array(color)
-        rgb[mask & ~inner] = color
-    pixels = numpy.ascontiguousarray(rgb.astype(numpy.uint8))
-    image = QtGui.QImage(pixels.data, pixels.shape[1], pixels.shape[0], 3 * pixels.shape[1], QtGui.QImage.Format_RGB888).copy()
-    width = int(height * pixels.shape[1] * spacing_mm[1] / (pixels.shape[0] * spacing_mm[0]))
-    return image.scaled(width, height, QtCore.Qt.IgnoreAspectRatio, QtCore.Qt.SmoothTransformation)
+def can_draw() -> bool:
+    """Whether VTK can draw without a display."""
+    return ctypes.util.find_library("EGL") is not None
 
 
-def views(module: Module, at: tuple[int, int, int], height: int) -> list[QtGui.QImage]:
-    """The axial and the coronal slice through a voxel `[z, y, x]`, patient's left on the right side."""
-    scan = slicer.util.arrayFromVolume(module.scene.volume_node)
-    grid = module.scene.ijk_to_ras()
-    spacing = numpy.linalg.norm(grid[:3, :3], axis=0)
-    # Radiological: rows from front to back or head to feet, columns from right to left.
-    flips = [slice(None, None, -1) if (grid[2, 2] > 0) else slice(None), slice(None, None, -1) if grid[1, 1] > 0 else slice(None), slice(None, None, -1) if grid[0, 0] > 0 else slice(None)]
-    structures = {structure.name: structure.color for structure in module.session.schema.structures}
-    masks = [(module.mask(name), color) for name, color in structures.items()]
+class SliceView:
+    """One slice view, drawn by Slicer's displayable managers as in the application."""
 
-    def cut(array: numpy.ndarray, axial: bool) -> numpy.ndarray:
-        return array[at[0]][flips[1], flips[2]] if axial else array[:, at[1], :][flips[0], flips[2]]
+    def __init__(self, name: str, orientation: str, volume: Any, size: tuple[int, int] = (400, 400), zoom: float = 1.0) -> None:
+        application = slicer.app.applicationLogic()
+        self._logic = slicer.vtkMRMLSliceLogic()
+        self._logic.SetMRMLApplicationLogic(application)
+        self._logic.SetMRMLScene(slicer.mrmlScene)
+        self.node = self._logic.AddSliceNode(name)
+        self.node.SetOrientation(orientation)
+        self._logic.GetSliceCompositeNode().SetBackgroundVolumeID(volume.GetID())
+        volume.GetDisplayNode().SetAutoWindowLevel(False)
+        volume.GetDisplayNode().SetWindowLevel(WINDOW_HU, LEVEL_HU)
+        self._window = vtk.vtkRenderWindow()
+        self._window.SetOffScreenRendering(1)
+        self._window.SetSize(*size)
+        self._window.SetMultiSamples(0)
+        renderer = vtk.vtkRenderer()
+        self._window.AddRenderer(renderer)
+        interactor = vtk.vtkGenericRenderWindowInteractor()
+        interactor.SetRenderWindow(self._window)
+        mapper = vtk.vtkImageMapper()
+        mapper.SetColorWindow(255)
+        mapper.SetColorLevel(127.5)
+        mapper.SetInputConnection(self._logic.GetImageDataConnection())
+        actor = vtk.vtkActor2D()
+        actor.SetMapper(mapper)
+        actor.GetProperty().SetDisplayLocationToBackground()
+        renderer.AddViewProp(actor)
+        factory = slicer.vtkMRMLSliceViewDisplayableManagerFactory.GetInstance()
+        factory.SetMRMLApplicationLogic(application)
+        for manager in MANAGERS:
+            if not factory.IsDisplayableManagerRegistered(manager):
+                factory.RegisterDisplayableManager(manager)
+        self._group = slicer.vtkMRMLDisplayableManagerGroup()
+        self._group.Initialize(factory, renderer)
+        self._group.SetMRMLDisplayableNode(self.node)
+        self._logic.ResizeSliceNode(*size)
+        self._logic.FitSliceToBackground()
+        across, down, depth = self.node.GetFieldOfView()
+        self.node.SetFieldOfView(across / zoom, down / zoom, depth)
 
-    images = []
-    for axial in (True, False):
-        labels = [(cut(mask, axial), color) for mask, color in masks]
-        side = (spacing[1], spacing[0]) if axial else (spacing[2], spacing[0])
-        images.append(slice_image(cut(scan, axial).astype(float), labels, side, height))
-    return images
+    def look_at(self, ras_mm: numpy.ndarray) -> None:
+        self.node.JumpSliceByCentering(*(float(part) for part in ras_mm[:3]))
+
+    def pixels(self) -> numpy.ndarray:
+        """What it shows, `[row, column, red green blue]`."""
+        self._window.Render()
+        grab = vtk.vtkWindowToImageFilter()
+        grab.SetInput(self._window)
+        grab.ReadFrontBufferOff()
+        grab.Update()
+        image = grab.GetOutput()
+        width, height, _ = image.GetDimensions()
+        return numpy.array(numpy_support.vtk_to_numpy(image.GetPointData().GetScalars()).reshape(height, width, -1)[::-1, :, :3])
+
+    def close(self) -> None:
+        self._group.SetMRMLDisplayableNode(None)
+        self._window.Finalize()
 
 
-def compose(module: Module, at: tuple[int, int, int], path: pathlib.Path, width: int = 420) -> None:
-    """The panel, and the axial above the coronal slice beside it, as one file."""
+def ras_of(module: Module, at: tuple[int, int, int]) -> numpy.ndarray:
+    """Where a voxel `[z, y, x]` of the open case lies."""
+    return module.scene.copy().ijk_to_ras @ numpy.array([*at[::-1], 1.0])
+
+
+def compose(module: Module, views: list[SliceView], path: pathlib.Path, width: int = 420) -> None:
+    """The panel, and the views below each other beside it, as one file."""
     module.picture(path.stem, path.parent, width)
     panel = module.widget.parent.grab().toImage()
-    half = panel.height() // 2
-    slices = [image.scaled(half * 5 // 4, half, QtCore.Qt.KeepAspectRatio, QtCore.Qt.SmoothTransformation) for image in views(module, at, half)]
-    right = max(image.width() for image in slices)
-    canvas = QtGui.QImage(panel.width() + right + 8, panel.height(), QtGui.QImage.Format_RGB888)
-    canvas.fill(QtGui.QColor("black"))
+    images = []
+    for view in views:
+        pixels = numpy.ascontiguousarray(view.pixels())
+        images.append(QtGui.QImage(pixels.data, pixels.shape[1], pixels.shape[0], 3 * pixels.shape[1], QtGui.QImage.Format_RGB888).copy())
+    height = max(panel.height(), sum(image.height() + 4 for image in images) - 4)
+    canvas = QtGui.QImage(panel.width() + 4 + max(image.width() for image in images), height, QtGui.QImage.Format_RGB888)
+    canvas.fill(QtGui.QColor("#efefef"))
     painter = QtGui.QPainter(canvas)
     painter.drawImage(0, 0, panel)
-    for index, image in enumerate(slices):
-        painter.drawImage(panel.width() + 8 + (right - image.width()) // 2, index * half + (half - image.height()) // 2, image)
+    top = 0
+    for image in images:
+        painter.drawImage(panel.width() + 4, top, image)
+        top += image.height() + 4
     painter.end()
     assert canvas.save(str(path))

@@ -18,7 +18,7 @@ import slicer
 import slicer.util
 
 from extension_panel import Module
-from extension_views import compose
+from extension_views import SliceView, can_draw, compose, ras_of
 from serving import PROGRAM, ROOT
 
 NAMES = ("brainstem", "spinal_cord", "parotid_right", "parotid_left", "esophagus", "larynx", "mandible")
@@ -48,6 +48,37 @@ def serving(folder: pathlib.Path) -> Iterator[str]:
         process.wait()
 
 
+def close_to(pixels: numpy.ndarray, color: tuple[int, ...]) -> numpy.ndarray:
+    """Where outlines have the colour of a segment."""
+    return (numpy.abs(pixels.astype(int) - color) < 40).all(axis=-1)
+
+
+def views_show_what_was_drawn(module: Module, at: tuple[int, int, int], folder: pathlib.Path) -> None:
+    """Slicer's own views: the segmentation in the colours of the project, and a proposal beside it as outlines only."""
+    mandible = module.session.schema.of_name("mandible")
+    assert mandible
+    views = [SliceView(name, orientation, module.scene.volume_node, (380, 300), 1.8) for name, orientation in (("Red", "Axial"), ("Green", "Coronal"))]
+    for view in views:
+        view.look_at(ras_of(module, at))
+    axial = views[0].pixels()
+    assert close_to(axial, mandible.color).sum() > 50
+    compose(module, views, folder / "editing.png")
+
+    display = module.scene.segmentation_node.GetDisplayNode()
+    display.SetVisibility(False)
+    assert not close_to(views[0].pixels(), mandible.color).any()
+    drawing = module.scene.copy()
+    module.scene.offer(drawing.flat(module.session.schema).voxels, drawing.ijk_to_ras, module.session.schema)
+    outlines = views[0].pixels()
+    changed = (outlines != axial).any(axis=-1)
+    assert close_to(outlines, mandible.color).sum() > 50 and changed.sum() > 50, "the inside is not filled"
+    module.scene.drop_offer()
+    display.SetVisibility(True)
+    assert numpy.array_equal(views[0].pixels(), axial)
+    for view in views:
+        view.close()
+
+
 @pytest.mark.skipif(not data().is_dir(), reason=f"there is no real CT at {data()}")
 def test_real_ct(module: Module, tmp_path: pathlib.Path) -> None:
     with serving(tmp_path) as url:
@@ -58,7 +89,7 @@ def test_real_ct(module: Module, tmp_path: pathlib.Path) -> None:
         assert case, module.said()
         scan = nibabel.load(data() / f"imagesTr/{case.image}.nii.gz")
         assert numpy.array_equal(slicer.util.arrayFromVolume(module.scene.volume_node), numpy.asarray(scan.dataobj).T)
-        assert numpy.allclose(module.scene.ijk_to_ras(), scan.affine, atol=1e-3)
+        assert numpy.allclose(module.scene.copy().ijk_to_ras, scan.affine, atol=1e-3)
 
         label = numpy.asarray(nibabel.load(data() / f"labelsTr/{case.image}.nii.gz").dataobj).T.astype(numpy.uint8)
         for value, name in enumerate(NAMES, 1):
@@ -70,7 +101,8 @@ def test_real_ct(module: Module, tmp_path: pathlib.Path) -> None:
         module.paint("mandible", stroke)
         label[stroke] = 7
         assert module.ui.submitButton.enabled
-        compose(module, at, tmp_path / "editing.png")
+        if can_draw():
+            views_show_what_was_drawn(module, at, tmp_path)
         module.click("submitButton")
         if module.session.question:
             assert set(NAMES) - set(present), module.session.question

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pathlib
 import time
 
@@ -64,10 +65,10 @@ def test_connect(panel: Panel, tmp_path: pathlib.Path) -> None:
     assert panel.texts("trainerBox") == [MODEL]
     assert panel.texts("labelComboBox") == list(LABELS)
     assert panel.ui.nextSampleButton.enabled
-    # There are no models for clicks and scribbles, so their groups are not offered.
+    # The model does not take clicks, so that their group is not offered; strokes need no model.
     assert panel.ui.segmentationCollapsibleButton.visible
     assert not panel.ui.deepgrowCollapsibleButton.visible
-    assert not panel.ui.scribblesCollapsibleButton.visible
+    assert panel.ui.scribblesCollapsibleButton.visible
     panel.picture(tmp_path / "connected.png")
 
 
@@ -265,6 +266,36 @@ def test_train_to_the_end(panel: Panel, server: Server) -> None:
     assert requests.get(f"{server.url}/train/", timeout=60).json()["status"] == "DONE"
     assert panel.ui.trainingButton.enabled
     assert panel.ui.trainingProgressBar.value == 100
+
+
+def test_versions(panel: Panel, server: Server) -> None:
+    """The options of the unmodified plugin hold the versions of the model in a box, and the chosen one proposes."""
+    labelled(server, 2)
+    answer = requests.post(f"{server.url}/train/{MODEL}", params={"run_sync": True}, json={"max_epochs": 1, "steps": 2}, timeout=300)
+    assert answer.status_code == 200, answer.text
+    models = requests.get(f"{server.url}/models/", timeout=60).json()["models"]
+    (versions,) = [model["versions"] for model in models if model["name"] == MODEL]
+    assert len(versions) > 1
+    panel.set("autoRunSegmentationOnNextSample", 0)
+    panel.connect()
+    panel.ui.strategyBox.setCurrentText("first")
+    panel.click("nextSampleButton")
+    offered = panel.table()["version"]
+    live = next(entry["version"] for entry in versions if entry["live"])
+    assert offered[0] == f"live ({live})"
+    assert {int(text.split()[0]) for text in offered[1:]} == {entry["version"] for entry in versions if not entry["live"]}
+    image, found = panel.widget.current_sample["id"], {}
+    for text in (offered[0], offered[-1]):
+        panel.edit("version", text)
+        assert panel.widget.getParamsFromConfig("infer", MODEL)["version"] == text
+        panel.click("segmentationButton")
+        number = live if text.startswith("live") else int(text.split()[0])
+        params = {"result_extension": ".nrrd", "result_dtype": "uint8", "version": number}
+        answer = requests.post(f"{server.url}/infer/{MODEL}", params={"image": image, "output": "image"}, data={"params": json.dumps(params)}, timeout=300)
+        found[text] = numpy.frombuffer(answer.content.split(b"\n\n", 1)[1], numpy.uint8).reshape(panel.scan().shape)
+        for value, name in enumerate(LABELS, 1):
+            assert numpy.array_equal(panel.mask(name), found[text] == value), (text, name)
+    assert not numpy.array_equal(*found.values()), "the first version has learned nothing, the live one a little"
 
 
 def test_submit_trains_and_goes_on(panel: Panel, server: Server) -> None:

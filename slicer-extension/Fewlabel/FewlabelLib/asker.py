@@ -18,18 +18,31 @@ class Asker:
         self.message: Message | None = None
         self._jobs = jobs
         self._job: Job | None = None
+        """What was asked last and is not answered yet."""
+        self._order: Job | None = None
+        """The same, of what changes something."""
 
-    def _run(self, name: str, work: Callable[[Job], Any], done: Callable[[Any], None]) -> None:
+    def _run(self, name: str, work: Callable[[Job], Any], done: Callable[[Any], None], order: bool = False, aside: bool = False) -> None:
+        """An `order` changes something at the server, also when its answer is lost. Nobody waits for what is asked `aside`."""
+
+        def answered() -> None:
+            self._job = None if self._job is job else self._job
+            self._order = None if self._order is job else self._order
+
         def finished(result: Any) -> None:
-            self._job = None
+            answered()
             done(result)
 
         def failed(fault: Fault) -> None:
-            self._job = None
-            self.message = Message("error", fault.what, "Nothing was changed.", fault.next_step)
+            answered()
+            unsure = order and fault.kind in ("timeout", "cut")
+            safe = "It may have been done all the same: refresh and look." if unsure else "Nothing was changed."
+            self.message = Message("error", fault.what, safe, fault.next_step)
             self._changed()
 
-        self._job = self._jobs.start("watch", name, work, finished, failed)
+        job = self._jobs.start("watch", name, work, finished, failed)
+        self._job = self._job if aside else job
+        self._order = job if order else self._order
         self._changed()
 
     def _changed(self) -> None:

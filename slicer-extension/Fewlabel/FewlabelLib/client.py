@@ -347,8 +347,8 @@ class Client:
         return self.call("GET", path, query=query, cancel=cancel, repeat=True).json()
 
     def send(self, method: str, path: str, cancel: Cancel, sends: dict[str, Any] | None = None, **query: str) -> Any:
-        """Sends a JSON object; the JSON that comes back."""
-        return self.call(method, path, query=query, sends=sends or {}, cancel=cancel).json()
+        """Sends a JSON object; the JSON that comes back. A new version answers a proposal before it goes live, so that takes time."""
+        return self.call(method, path, query=query, sends=sends or {}, cancel=cancel, silence_s=self._compute_s).json()
 
     def call(
         self, method: str, path: str, *, cancel: Cancel, query: dict[str, str] | None = None, sends: dict[str, Any] | None = None, body: Any = None,

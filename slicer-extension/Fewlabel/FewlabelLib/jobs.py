@@ -59,6 +59,10 @@ class Job:
             result = self._work(self)
         except Fault as fault:
             return self._telling(fault)
+        except OSError as error:
+            # The client tells of the network itself.
+            fault = Fault("disk", f"The disk of this computer cannot be used: {error.strerror or error}.", "Make room on it, or ask your administrator; then try again.")
+            return self._telling(fault)
         except Exception as error:
             detail = "".join(traceback.format_exception(error))
             fault = Fault("bug", f"The extension failed: {type(error).__name__}: {error}", f"Save your scene and report this:\n{detail}")

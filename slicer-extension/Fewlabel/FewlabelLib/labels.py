@@ -125,6 +125,41 @@ def is_auxiliary(name: str) -> bool:
     return name.startswith("background") or name == "foreground_scribbles"
 
 
+@dataclass(frozen=True)
+class Part:
+    """A segment in a copy of what was drawn."""
+
+    name: str
+    voxels: numpy.ndarray
+    """Of a box in the image, `[z, y, x]`; several parts may share it."""
+    start: tuple[int, int, int]
+    """Where the box begins in the image."""
+    value: int
+    """What the voxels of this part have in it."""
+
+    def mask(self, shape: Sequence[int]) -> numpy.ndarray:
+        mask = numpy.zeros(tuple(shape), bool)
+        box = tuple(slice(start, start + size) for start, size in zip(self.start, self.voxels.shape, strict=True))
+        mask[box] = self.voxels == self.value
+        return mask
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """A copy of what was drawn, quickly made, that can be looked at off the main thread."""
+
+    shape: tuple[int, ...]
+    ijk_to_ras: numpy.ndarray
+    parts: tuple[Part, ...]
+
+    @property
+    def names(self) -> list[str]:
+        return [part.name for part in self.parts]
+
+    def flat(self, schema: Schema) -> Flat:
+        return flatten(schema, self.shape, ((part.name, part.mask(self.shape)) for part in self.parts))
+
+
 def flatten(schema: Schema, shape: Sequence[int], segments: Iterable[tuple[str, numpy.ndarray]]) -> Flat:
     """One label map from masks by segment name, all of `shape` `[z, y, x]`. Later segments win where two overlap."""
     kind = numpy.uint8 if len(schema.structures) < 256 else numpy.uint16
@@ -142,16 +177,24 @@ def flatten(schema: Schema, shape: Sequence[int], segments: Iterable[tuple[str, 
         if structure.name in seen:
             flat.doubled.append(structure.name)
         seen[structure.name] = name
-        below = numpy.bincount(flat.voxels[mask].ravel(), minlength=len(schema.structures) + 1)
+        below = _counts(flat.voxels[mask][None], schema)
         for other in schema.structures:
             if other.value != structure.value and below[other.value]:
                 flat.overlaps.append((other.name, structure.name, int(below[other.value])))
                 lost = numpy.flatnonzero(mask & (flat.voxels == other.value))
                 flat.covered[other.name] = numpy.union1d(flat.covered.get(other.name, lost), lost)
         flat.voxels[mask] = structure.value
-    counts = numpy.bincount(flat.voxels.ravel(), minlength=len(schema.structures) + 1)
+    counts = _counts(flat.voxels, schema)
     flat.counts = {structure.name: int(counts[structure.value]) for structure in schema.structures if structure.name in seen}
     return flat
+
+
+def _counts(voxels: numpy.ndarray, schema: Schema) -> numpy.ndarray:
+    """Voxels of each value. Plane by plane, because numpy keeps Python's lock while it counts."""
+    counts = numpy.zeros(len(schema.structures) + 1, numpy.int64)
+    for plane in voxels:
+        counts += numpy.bincount(plane.ravel(), minlength=len(counts))
+    return counts
 
 
 def masks(voxels: numpy.ndarray, names: Sequence[str], covered: dict[str, numpy.ndarray]) -> Iterator[tuple[str, numpy.ndarray]]:

@@ -32,7 +32,7 @@ class LeadView:
     versions: tuple[tuple[int, str, str, str], ...]
     """Number, state, mean Dice, reason; newest first."""
     annotators: tuple[tuple[str, str, str, str], ...]
-    """Name, cases, minutes per case, structures are not listed here."""
+    """Name, cases, submits, minutes a case."""
     structures: tuple[tuple[str, str], ...]
     """Name, cases in which it was annotated."""
     buttons: dict[str, Button]
@@ -48,6 +48,8 @@ class Lead(Asker):
         """The version that the buttons are about."""
         self.rounds: list[dict[str, Any]] = []
         self.settings: dict[str, Any] = {}
+        self.new_labels: int | None = None
+        """Images that were labelled since the last round began; none when the server does not tell."""
         self.models: list[dict[str, Any]] = []
         self.statistics: dict[str, Any] = {}
         self._client, self._model, self._now_s = client, model, now_s
@@ -79,20 +81,22 @@ class Lead(Asker):
         if not images:
             return ""
         text = f"{images['labelled']} of {images['total']} cases labelled, {images.get('leased', 0)} being worked on."
-        last = next((entry for entry in self.rounds if entry.get("state") in ("published", "kept")), None)
-        used = len(last.get("training_images") or []) + len(last.get("validation_images") or []) if last else 0
-        fresh = max(images["labelled"] - used, 0)
-        after = self.settings.get("after_labels")
-        if last:
-            text += f" {fresh} since the last round."
-        if after:
-            missing = max(int(after) - fresh, 0)
-            text += f" The next round begins by itself after {missing} more." if missing else " The next round begins by itself soon."
-        elif images["labelled"] == 0:
+        new, after, daily_at = self.new_labels, self.settings.get("after_labels"), self.settings.get("daily_at")
+        if self.rounds and new is not None:
+            text += f" {new} since the last round."
+        if after and new is None:
+            text += f" A round begins by itself after {after} new labels."
+        elif after and new is not None:
+            text += f" The next round begins by itself after {after - new} more." if after > new else " The next round begins by itself soon."
+        if daily_at:
+            text += f" A round begins by itself at {daily_at} when there are new labels."
+        if images["labelled"] == 0:
             text += " A round needs labelled cases first."
         return text
 
     def _round_text(self) -> str:
+        if self._client() is None:
+            return "Connect to a server first."
         if not self.rounds:
             return "There was no round yet."
         entry = self.running or self.rounds[0]
@@ -107,7 +111,7 @@ class Lead(Asker):
         stage = {"preparing": "prepares the cases", "training": "trains", "comparing": "compares with the live version"}.get(str(progress.get("stage")), "runs")
         text = f"{name} {stage}"
         if progress.get("steps"):
-            text += f", step {progress.get('step', 0)} of {progress['steps']}"
+            text += f", step {progress.get('step') or 0} of {progress['steps']}"
         if isinstance(progress.get("eta_s"), int | float):
             text += f", about {duration(progress['eta_s'])} left"
         return text + ". Proposals and submits go on meanwhile."
@@ -115,7 +119,7 @@ class Lead(Asker):
     def _share(self) -> float:
         progress = (self.running or {}).get("progress") or {}
         steps = progress.get("steps") or 0
-        return min(max(progress.get("step", 0) / steps, 0.0), 1.0) if steps else 0.0
+        return min(max((progress.get("step") or 0) / steps, 0.0), 1.0) if steps else 0.0
 
     def _last_compared(self) -> dict[str, Any] | None:
         return next((entry for entry in self.rounds if entry.get("comparison")), None)
@@ -132,13 +136,14 @@ class Lead(Asker):
     def _compared_text(self) -> str:
         entry = self._last_compared()
         if entry is None:
-            return "Nothing was compared yet: that needs labelled validation cases."
+            return "Nothing was compared yet: that needs labelled validation cases." if self.rounds else ""
         found = entry["comparison"]
         left_out = f", {len(found['left_out'])} left out because the live version has learned from them" if found.get("left_out") else ""
         return f"Dice of round {entry['round']} on the same {found.get('cases')} validation cases{left_out}: the live version of then (old), and version {entry.get('version')} (new)."
 
     def _buttons(self) -> dict[str, Button]:
-        busy = "Wait for the answer." if self._job else ""
+        # It looks at the server all the time; that is nothing to wait for.
+        busy = "Wait for the answer." if self._order else ""
         offline = "Connect to a server first." if self._client() is None else ""
         model = self._of_model()
         chosen = next((entry for entry in self.versions if entry.get("version") == self.chosen), None)
@@ -151,8 +156,8 @@ class Lead(Asker):
             "stop": Button(busy or offline or ("" if self.running else "No round is under way.")),
             "publish": Button(busy or offline or none or ("This version is live already." if live else "")),
             "keep": Button(busy or offline or none or ("The live version cannot be set aside." if live else "" if chosen and chosen.get("state") == "candidate" else "Only candidates can be set aside.")),
-            "pin": Button(busy or offline or ("It is held already." if model.get("pinned") else "" if model else "There is no model.")),
-            "unpin": Button(busy or offline or ("" if model.get("pinned") else "Nothing is held.")),
+            "pin": Button(busy or offline or ("It is pinned already." if model.get("pinned") else "" if model else "There is no model.")),
+            "unpin": Button(busy or offline or ("" if model.get("pinned") else "No version is pinned.")),
             "rollback": Button(busy or offline or ("" if model.get("rollback_version") else "There is no version to go back to.")),
         }
 
@@ -175,6 +180,9 @@ class Lead(Asker):
         def done(result: tuple[Any, Any, Any]) -> None:
             rounds, models, self.statistics = result
             self.rounds, self.settings, self.models = rounds.get("rounds", []), rounds.get("settings", {}), models.get("models", [])
+            self.new_labels = rounds.get("new_labels")
+            if self.chosen not in [entry.get("version") for entry in self.versions]:
+                self.chosen = None
             if self.message and self.message.level == "error":
                 self.message = None
             self._changed()
@@ -182,11 +190,14 @@ class Lead(Asker):
         self._run("look at the project", work, done)
 
     def start_round(self) -> None:
-        self._order("POST", f"/rounds/{self._model()}", "The round begins.")
+        """As long as the rounds that begin by themselves."""
+        how = {key: self.settings[key] for key in ("max_epochs", "steps") if self.settings.get(key)}
+        self._send("POST", f"/rounds/{self._model()}", "The round begins.", how)
 
     def stop_round(self) -> None:
-        if self.running:
-            self._order("DELETE", f"/rounds/{self.running['round']}", "The round was stopped. The live version stays.")
+        client = self._client()
+        if self.running and client:
+            self._send("DELETE", f"/rounds/{self.running['round']}", "The round was stopped. The live version stays.", client_id=client.user)
 
     def publish(self) -> None:
         self._decide("publish", f"Version {self.chosen} is live.")
@@ -195,21 +206,21 @@ class Lead(Asker):
         self._decide("keep", f"Version {self.chosen} is set aside; the live version stays.")
 
     def pin(self) -> None:
-        self._order("POST", f"/models/{self._model()}/pin", "The live version is held: rounds publish nothing.")
+        self._send("POST", f"/models/{self._model()}/pin", "The live version is pinned: rounds publish nothing.")
 
     def unpin(self) -> None:
-        self._order("POST", f"/models/{self._model()}/unpin", "Rounds publish again.")
+        self._send("POST", f"/models/{self._model()}/unpin", "Rounds publish again.")
 
     def roll_back(self) -> None:
-        self._order("POST", f"/models/{self._model()}/rollback", f"Version {self._of_model().get('rollback_version')} is live again.")
+        self._send("POST", f"/models/{self._model()}/rollback", f"Version {self._of_model().get('rollback_version')} is live again.")
 
     def _decide(self, what: str, told: str) -> None:
         if self.chosen is not None:
-            self._order("POST", f"/models/{self._model()}/{what}", told, version=str(self.chosen))
+            self._send("POST", f"/models/{self._model()}/{what}", told, version=str(self.chosen))
 
-    def _order(self, method: str, path: str, told: str, **query: str) -> None:
+    def _send(self, method: str, path: str, told: str, sends: dict[str, Any] | None = None, **query: str) -> None:
         client = self._client()
-        if client is None or self._job:
+        if client is None or self._order:
             return
 
         def done(_: Any) -> None:
@@ -217,7 +228,7 @@ class Lead(Asker):
             self.refresh()
             self._changed()
 
-        self._run(told, lambda job: client.send(method, path, job.cancel, {"client_id": client.user}, **query), done)
+        self._run(told, lambda job: client.send(method, path, job.cancel, {"client_id": client.user, **(sends or {})}, **query), done, order=True)
 
 
 def version_row(entry: dict[str, Any]) -> tuple[int, str, str, str]:

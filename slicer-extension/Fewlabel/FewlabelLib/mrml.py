@@ -13,11 +13,14 @@ import numpy
 import slicer
 import slicer.util
 import vtk
+from vtk.util import numpy_support
 
 from . import labels, nrrd
 from .session import Shown
 from .where import Place
 
+_LABELMAP, _SURFACE = "Binary labelmap", "Closed surface"
+"""Slicer's names for what a segment is made of."""
 _ATTRIBUTE = "Fewlabel"
 """Marks our nodes, so that they are not offered as volumes of the user."""
 
@@ -95,24 +98,25 @@ class MrmlScene:
     def can_undo(self) -> bool:
         return self._undoable and self._history is not None and self._history.IsRestorePreviousStateAvailable()
 
-    def segments(self) -> list[str]:
+    def copy(self) -> labels.Drawing:
         segmentation = self.segmentation_node.GetSegmentation()
-        return [segmentation.GetNthSegment(index).GetName() for index in range(segmentation.GetNumberOfSegments())]
-
-    def flat(self, schema: labels.Schema) -> labels.Flat:
-        return labels.flatten(schema, slicer.util.arrayFromVolume(self.volume_node).shape, self._masks())
-
-    def _masks(self) -> Iterator[tuple[str, numpy.ndarray]]:
-        """Name and mask of each segment, one after the other because each is as large as the volume."""
-        segmentation = self.segmentation_node.GetSegmentation()
-        shape = slicer.util.arrayFromVolume(self.volume_node).shape
+        shape, grid = slicer.util.arrayFromVolume(self.volume_node).shape, _grid(self.volume_node)
+        moved = self.segmentation_node.GetParentTransformNode() is not None or self.volume_node.GetParentTransformNode() is not None
+        boxes: dict[Any, tuple[numpy.ndarray, tuple[int, int, int]] | None] = {}
+        parts = []
         for segment_id in segmentation.GetSegmentIDs():
-            array = slicer.util.arrayFromSegmentBinaryLabelmap(self.segmentation_node, segment_id, self.volume_node)
-            mask = numpy.zeros(shape, bool) if array is None or array.size == 0 else array > 0
-            yield segmentation.GetSegment(segment_id).GetName(), mask
-
-    def ijk_to_ras(self) -> numpy.ndarray:
-        return _grid(self.volume_node)
+            segment = segmentation.GetSegment(segment_id)
+            map_ = segment.GetRepresentation(_LABELMAP)
+            if map_ is not None and map_ not in boxes:
+                # Segments share label maps; each is copied once.
+                boxes[map_] = None if moved else _box(map_, grid, shape)
+            box, value = boxes.get(map_), segment.GetLabelValue()
+            if box is None:
+                # Not on the grid of the image, so that Slicer has to resample it.
+                array = slicer.util.arrayFromSegmentBinaryLabelmap(self.segmentation_node, segment_id, self.volume_node)
+                box, value = (numpy.zeros((0, 0, 0), numpy.uint8) if array is None or array.size == 0 else numpy.array(array), (0, 0, 0)), 1
+            parts.append(labels.Part(segment.GetName(), *box, value))
+        return labels.Drawing(shape, grid, tuple(parts))
 
     def volumes(self) -> list[tuple[str, str]]:
         nodes = slicer.util.getNodesByClass("vtkMRMLScalarVolumeNode")
@@ -227,17 +231,60 @@ def _segmentation(name: str, volume: Any, schema: labels.Schema) -> Any:
 
 
 def _fill(node: Any, volume: Any, voxels: numpy.ndarray, names: list[str], covered: dict[str, numpy.ndarray] | None = None) -> None:
-    """Puts each value of a label map into the segment of its name. By value, because a whole label map is imported by
-    position, and loses what comes after a gap."""
+    """Makes the segment of each name its value in a label map, which all of them share as in a loaded segmentation.
+
+    Not imported by Slicer's logic: that goes by position, loses what comes after a gap, and takes a hundred times as long.
+    """
     segmentation = node.GetSegmentation()
-    for name, mask in labels.masks(voxels, names, covered or {}):
+    surfaces = segmentation.ContainsRepresentation(_SURFACE)
+    map_ = slicer.vtkOrientedImageData()
+    map_.SetExtent(0, voxels.shape[2] - 1, 0, voxels.shape[1] - 1, 0, voxels.shape[0] - 1)
+    known = voxels if voxels.max(initial=0) <= len(names) else numpy.where(voxels <= len(names), voxels, 0)
+    # A copy, because numpy's memory goes.
+    map_.GetPointData().SetScalars(numpy_support.numpy_to_vtk(numpy.ascontiguousarray(known).ravel(), deep=True))
+    matrix = vtk.vtkMatrix4x4()
+    volume.GetIJKToRASMatrix(matrix)
+    map_.SetGeometryFromImageToWorldMatrix(matrix)
+    for value, name in enumerate(names, 1):
         segment_id = segmentation.GetSegmentIdBySegmentName(name) or segmentation.AddEmptySegment(name, name)
-        slicer.util.updateSegmentBinaryLabelmapFromArray(mask.astype(numpy.uint8), node, segment_id, volume)
+        segment = segmentation.GetSegment(segment_id)
+        segment.SetLabelValue(value)
+        segment.AddRepresentation(_LABELMAP, map_)
+    for name, hidden in (covered or {}).items():
+        # What overlaps cannot share a label map.
+        mask = voxels == names.index(name) + 1
+        mask.ravel()[hidden] = True
+        slicer.util.updateSegmentBinaryLabelmapFromArray(mask.astype(numpy.uint8), node, segmentation.GetSegmentIdBySegmentName(name), volume)
+    # Views and surfaces follow what says that it changed.
+    map_.Modified()
+    if surfaces:
+        node.CreateClosedSurfaceRepresentation()
+
+
+def _box(map_: Any, grid: numpy.ndarray, shape: tuple[int, ...]) -> tuple[numpy.ndarray, tuple[int, int, int]] | None:
+    """A copy of a label map of a segmentation, as far as it lies in the image, and where it begins there; nothing when it is
+    not on the image's grid."""
+    matrix = vtk.vtkMatrix4x4()
+    map_.GetImageToWorldMatrix(matrix)
+    extent, scalars = map_.GetExtent(), map_.GetPointData().GetScalars()
+    if scalars is None or min(extent[1] - extent[0], extent[3] - extent[2], extent[5] - extent[4]) < 0:
+        return numpy.zeros((0, 0, 0), numpy.uint8), (0, 0, 0)
+    if not nrrd.same_grid(_numbers(matrix), grid, shape):
+        return None
+    low, high = extent[4::-2], extent[5::-2]
+    voxels = numpy_support.vtk_to_numpy(scalars).reshape([last - first + 1 for first, last in zip(low, high, strict=True)])
+    start = [max(first, 0) for first in low]
+    inside = tuple(slice(begin - first, max(min(last + 1, size), begin) - first) for begin, first, last, size in zip(start, low, high, shape, strict=True))
+    return numpy.array(voxels[inside]), (start[0], start[1], start[2])
 
 
 def _grid(volume: Any) -> numpy.ndarray:
     matrix = vtk.vtkMatrix4x4()
     volume.GetIJKToRASMatrix(matrix)
+    return _numbers(matrix)
+
+
+def _numbers(matrix: Any) -> numpy.ndarray:
     return numpy.array([[matrix.GetElement(row, column) for column in range(4)] for row in range(4)])
 
 

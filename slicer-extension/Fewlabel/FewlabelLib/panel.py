@@ -18,7 +18,7 @@ import qt
 from .jobs import TICK_MS, Jobs
 from .lead import Lead
 from .review import Review
-from .session import Busy, Button, Message, Session, State
+from .session import Busy, Button, Message, Session, State, View
 
 SHORTCUTS = {
     "Ctrl+Shift+N": ("nextButton", "Next case"),
@@ -39,7 +39,13 @@ _TIPS = {
     "useVolumeButton": "Asks before anything is sent",
     "addButton": "Uploads the volume for good, so that its segmentation can be submitted",
 }
-_COLORS = {"info": "#2f6f3e", "warning": "#8a5a00", "error": "#a1260d"}
+_COLORS = {"info": ("#2f6f3e", "#8fd6a0"), "warning": ("#8a5a00", "#f2c261"), "error": ("#a1260d", "#ff9c86")}
+"""Of messages, on a light and on a dark background."""
+_MOST_ROWS = 8
+"""Of a table before it scrolls."""
+_MOST_TICKS = 8
+_WIDEST_PX = 150
+"""Of a column but the last, which takes what is left."""
 
 
 class Settings:
@@ -94,6 +100,8 @@ class Panel:
         self._was_connected = False
         self._listed: Any = None
         """The server and its counts when the list of submitted cases was asked for."""
+        self._volumes: list[tuple[str, str]] = []
+        """Scene id and name of the volumes in the list."""
         self._shortcuts: list[Any] = []
         self.editor: Any = None
         self._make_editor()
@@ -208,9 +216,8 @@ class Panel:
 
     def _use_volume(self) -> None:
         index = self.ui.volumesBox.property("currentIndex")
-        volumes = self._scene.volumes()
-        if 0 <= index < len(volumes):
-            self.session.use_volume(*volumes[index])
+        if 0 <= index < len(self._volumes):
+            self.session.use_volume(*self._volumes[index])
 
     def _with_text(self, box: Any, command: Callable[[str], None]) -> None:
         index = box.property("currentIndex")
@@ -287,8 +294,15 @@ class Panel:
         if view.project and not view.login and self._listed != (view.server, view.project):
             self._listed = (view.server, view.project)
             self.review.refresh()
+            # The versions that proposals can be made by.
+            self.lead.refresh()
         self.lead.tick(self.ui.tabs.property("currentIndex") == 2)
-        self._list("volumesBox", [name for _, name in self._scene.volumes()])
+        self._volumes = self._scene.volumes()
+        self._list("volumesBox", [name for _, name in self._volumes])
+        self._use_volume_button(view)
+
+    def _use_volume_button(self, view: View) -> None:
+        self._button("useVolumeButton", view.buttons["use_volume"] if self._volumes else Button("Load a volume into Slicer first."), _TIPS["useVolumeButton"])
 
     # Shortcuts, only while the module is open
 
@@ -359,20 +373,20 @@ class Panel:
         ui.placesFrame.setVisible(bool(view.places))
         widgets = {
             "connect": "connectButton", "test": "testButton", "next": "nextButton", "propose": "proposeButton", "take_offer": "takeOfferButton", "drop_offer": "dropOfferButton",
-            "undo": "undoButton", "submit": "submitButton", "save_draft": "saveDraftButton", "discard": "discardButton", "cancel": "cancelButton", "use_volume": "useVolumeButton",
-            "add_to_project": "addButton",
+            "undo": "undoButton", "submit": "submitButton", "save_draft": "saveDraftButton", "discard": "discardButton", "cancel": "cancelButton", "add_to_project": "addButton",
         }  # fmt: skip
         keys = {button: f"{words} ({key})" for key, (button, words) in SHORTCUTS.items()}
         for key, name in widgets.items():
             self._button(name, view.buttons[key], keys.get(name) or _TIPS.get(name, ""))
         self._button("submitNextButton", view.buttons["submit"], keys["submitNextButton"])
+        self._use_volume_button(view)
         self._button("resumeButton", view.buttons["open"] if view.drafts else Button("There are no drafts of other cases."))
         self._button("openButton", view.buttons["open"] if self.review.cases else Button("No submitted cases are known; refresh the list on the tab Review."))
         self._structures(view.structures)
         self._list("strategyBox", list(view.strategies), self.session.strategy)
         self._list("modelBox", list(view.models), self.session.model)
         self._list("draftsBox", [draft.image for draft in view.drafts])
-        self._list("placesBox", [place.text for place in view.places])
+        self._list("placesBox", [place.text for place in view.places], index=0)
         self._list("casesBox", [case.image + (f" (sent back: {case.comment})" if case.image in back else "") for case in self.review.cases])
 
     def _render_message(self, message: Message | None) -> None:
@@ -380,14 +394,16 @@ class Panel:
         if message:
             parts = [f"<b>{_html(message.what)}</b>", _html(message.safe), _html(message.next_step)]
             text = "<br>".join(part for part in parts if part)
-            self.ui.messageLabel.setText(f'<span style="color:{_COLORS[message.level]}">{text}</span>')
+            background = self.ui.messageFrame.property("palette").color(qt.QPalette.Window)
+            color = _COLORS[message.level][background.lightness() < 128]
+            self.ui.messageLabel.setText(f'<span style="color:{color}">{text}</span>')
 
     def _render_review(self) -> None:
         view = self.review.view()
         self._table("reviewTable", [case.row for case in view.cases])
         self._list("firstReaderBox", [reading.text for reading in view.readings])
         self._list("secondReaderBox", [reading.text for reading in view.readings], index=1)
-        self._table("readersTable", list(view.comparison))
+        self._table("readersTable", list(view.comparison), "voxelsLabel")
         self.ui.commentLabel.setText(view.comment)
         self.ui.commentLabel.setVisible(bool(view.comment))
         for key, name in {"refresh": "reviewRefreshButton", "show": "showReadingButton", "compare": "compareButton", "approve": "approveButton", "send_back": "sendBackButton"}.items():
@@ -400,13 +416,14 @@ class Panel:
         ui.roundProgress.setVisible(self.lead.running is not None)
         ui.roundProgress.setValue(int(view.share * 100))
         ui.comparedLabel.setText(view.compared)
+        ui.comparedLabel.setVisible(bool(view.compared))
         self._table("comparisonTable", list(view.comparison))
-        self._table("versionsTable", [(str(number), *rest) for number, *rest in view.versions])
-        self._table("annotatorsTable", list(view.annotators))
-        self._table("structuresTable", list(view.structures))
-        live = [f"{number} ({state}, Dice {mean})" for number, state, mean, _ in view.versions]
+        self._table("versionsTable", [(str(number), *rest) for number, *rest in view.versions], "versionsLabel")
+        self._table("annotatorsTable", list(view.annotators), "annotatorsLabel")
+        self._table("structuresTable", list(view.structures), "structuresLabel")
+        versions = ["the live one"] + [f"{number} ({state}, Dice {mean})" for number, state, mean, _ in view.versions]
         chosen = next((index for index, entry in enumerate(self.lead.versions, 1) if entry["version"] == self.session.version), 0)
-        self._list("versionBox", ["the live one", *live], index=chosen)
+        self._list("versionBox", versions, versions[chosen])
         for key, name in {
             "start": "startRoundButton", "stop": "stopRoundButton", "refresh": "leadRefreshButton", "publish": "publishButton", "keep": "keepButton",
             "rollback": "rollBackButton", "pin": "pinButton", "unpin": "unpinButton",
@@ -430,6 +447,9 @@ class Panel:
             pixels.fill(qt.QColor(*structure.color))
             item.setIcon(qt.QIcon(pixels))
             self.ui.structuresList.addItem(item)
+        self.ui.structuresList.setVisible(bool(structures))
+        self.ui.completeLabel.setVisible(bool(structures))
+        self.ui.structuresList.setFixedHeight(min(len(structures), _MOST_TICKS) * max(self.ui.structuresList.sizeHintForRow(0), 16) + 6)
 
     def _list(self, name: str, texts: list[str], current: str | None = None, index: int | None = None) -> None:
         box = getattr(self.ui, name)
@@ -443,11 +463,14 @@ class Panel:
             if current in texts:
                 box.setCurrentIndex(texts.index(current))
 
-    def _table(self, name: str, rows: list[tuple[str, ...]]) -> None:
+    def _table(self, name: str, rows: list[tuple[str, ...]], label: str = "") -> None:
+        """Shows rows in a table that is as high as it needs to be; without any it is not there, nor is its label."""
         if self._shown.get(name) == rows:
             return
         self._shown[name] = rows
         table = getattr(self.ui, name)
+        for widget in [table] + ([getattr(self.ui, label)] if label else []):
+            widget.setVisible(bool(rows))
         selected = table.currentRow()
         table.setRowCount(len(rows))
         for row, texts in enumerate(rows):
@@ -455,7 +478,12 @@ class Panel:
                 item = qt.QTableWidgetItem(text)
                 item.setToolTip(text)
                 table.setItem(row, column, item)
-        table.resizeColumnsToContents()
+        for column in range(table.property("columnCount") - 1):
+            table.resizeColumnToContents(column)
+            table.setColumnWidth(column, min(table.columnWidth(column), _WIDEST_PX))
+        table.resizeRowsToContents()
+        header_px = table.fontMetrics().height() + 12
+        table.setFixedHeight(header_px + sum(table.rowHeight(row) for row in range(min(len(rows), _MOST_ROWS))))
         if 0 <= selected < len(rows):
             table.selectRow(selected)
 

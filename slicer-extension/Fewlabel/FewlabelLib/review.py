@@ -119,7 +119,7 @@ class Review(Asker):
             self.chosen = next((case for case in self.cases if self.chosen and case.image == self.chosen.image), None)
             self._changed()
 
-        self._run("review", lambda job: client.get("/reviews/", job.cancel), done)
+        self._run("review", lambda job: client.get("/reviews/", job.cancel), done, aside=True)
 
     def choose(self, image: str) -> None:
         """Makes a case the one that the buttons are about, and asks who read it."""
@@ -189,7 +189,7 @@ class Review(Asker):
             self.message = Message("info", f"{chosen.image} is {_VERDICTS[verdict]}.")
             self.refresh()
 
-        self._run("review", lambda job: client.send("PUT", "/reviews/", job.cancel, sends, image=chosen.image), done)
+        self._run("review", lambda job: client.send("PUT", "/reviews/", job.cancel, sends, image=chosen.image), done, order=True)
 
 
 def comparison_row(entry: dict[str, Any]) -> tuple[str, str, str, str]:

@@ -15,7 +15,7 @@ import os
 import pathlib
 import secrets
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -128,12 +128,8 @@ class Scene(Protocol):
 
     def can_undo(self) -> bool: ...
 
-    def flat(self, schema: labels.Schema) -> labels.Flat: ...
-
-    def segments(self) -> list[str]:
-        """Names of the segments."""
-
-    def ijk_to_ras(self) -> numpy.ndarray: ...
+    def copy(self) -> labels.Drawing:
+        """A copy of the segmentation. Quick, however large it is: it is made every minute while the user draws."""
 
     def volumes(self) -> list[tuple[str, str]]:
         """Scene id and name of the volumes that the user loaded."""
@@ -636,8 +632,8 @@ class Session:
         if self.case is None or self.client is None or not self.unsaved:
             return
         client, case, edits = self.client, self.case, self._edits
-        wide = labels.widen(self.schema, self._scene.segments())
-        flat, grid = self._scene.flat(wide), self._scene.ijk_to_ras()
+        drawing = self._scene.copy()
+        wide = labels.widen(self.schema, drawing.names)
         draft = self._draft(wide, "")
         # The server takes the structures of the project only.
         to_server = to_server and case.in_project and not self._login and len(wide.structures) == len(self.schema.structures)
@@ -646,7 +642,7 @@ class Session:
 
         def work(job: Job) -> Fault | None:
             copy = self._cache / f"draft-{secrets.token_hex(8)}.nrrd" if to_server else None
-            self.drafts.save(draft, flat, grid, copy)
+            self.drafts.save(draft, drawing.flat(wide), drawing.ijk_to_ras, copy)
             try:
                 if copy and copy.exists():
                     client.submit(case.image, draft_tag(client.user), copy, labels.submit_params(self.schema, draft.complete), job.cancel, key=secrets.token_hex(16))
@@ -714,38 +710,36 @@ class Session:
     def _submit(self, then: Callable[[], None] | None, sure: bool = False, newer: bool = False) -> None:
         if not self._free() or self.client is None or self.case is None or not self.case.in_project or self._state is State.SAMPLE:
             return
-        client, case, edits, schema = self.client, self.case, self._edits, self.schema
-        flat, grid = self._scene.flat(schema), self._scene.ijk_to_ras()
-        warnings = flat.warnings
-        absent = [name for name in schema.names if name in self.complete and not flat.counts.get(name)]
-        if absent:
-            warnings.append(f"Ticked as complete, but empty, so that it counts as not in this image: {', '.join(absent)}.")
-        partial = [name for name, count in flat.counts.items() if count and name not in self.complete]
-        if partial:
-            warnings.append(f"Drawn, but not ticked as complete, so that it is not sent: {', '.join(partial)}.")
-        if warnings and not sure:
-            self._ask(Question(" ".join(warnings), (("submit", "Submit"), ("back", "Go back"))), {"submit": lambda: self._submit(then, True, newer)})
-            return
+        client, case, edits, schema, complete = self.client, self.case, self._edits, self.schema, sorted(self.complete)
         if not self.complete:
             self._say(Message("warning", "No structure is ticked as complete.", "", "Tick what you annotated completely, then submit."))
             return
         seen = None if newer else self._seen
         # Repeated inside this submit, so that a lost answer does not make two revisions.
         key = secrets.token_hex(16)
-        wide_schema = labels.widen(schema, self._scene.segments())
-        wide = flat if wide_schema == schema else self._scene.flat(wide_schema)
-        draft = self._draft(wide_schema, key)
-        params = labels.submit_params(schema, sorted(self.complete)) | {
+        drawing = self._scene.copy()
+        wide = labels.widen(schema, drawing.names)
+        draft = self._draft(wide, key)
+        kept = False
+        params = labels.submit_params(schema, complete) | {
             "tool": f"Fewlabel for {self._tool}", "tool_version": f"{VERSION} on {self._tool_version}", "origin": self._origin, "seconds_open": round(self._now_s() - self._shown_s, 1),
         }  # fmt: skip
-        dropped = [structure.value for structure in schema.structures if structure.name not in self.complete]
+        dropped = [structure.value for structure in schema.structures if structure.name not in complete]
 
-        def work(job: Job) -> int | None:
+        def work(job: Job) -> int | None | list[str]:
+            """Submits; or what the author has to be asked about first."""
+            nonlocal kept
+            job.text = "Checking the segmentation"
+            flat, grid = drawing.flat(schema), drawing.ijk_to_ras
+            warnings = warnings_of(flat, schema, complete)
+            if warnings and not sure:
+                return warnings
             job.text = "Keeping a copy on this computer"
             path = self._cache / f"submit-{key}.nrrd"
             try:
-                self.drafts.save(draft, wide, grid, path)
-                if wide is not flat or dropped:
+                self.drafts.save(draft, flat if wide == schema else drawing.flat(wide), grid, path)
+                kept = True
+                if wide != schema or dropped:
                     nrrd.write(path, numpy.where(numpy.isin(flat.voxels, dropped), 0, flat.voxels).astype(flat.voxels.dtype), grid)
                 revision = client.submit(case.image, "final", path, params, job.cancel, key=key, seen=seen, progress=job.progress("Submitting"))
             finally:
@@ -753,7 +747,11 @@ class Session:
             self.drafts.remove(client.address.url, case.image, key)
             return revision
 
-        def done(revision: int | None) -> None:
+        def done(revision: int | None | list[str]) -> None:
+            if isinstance(revision, list):
+                if self.case is case:
+                    self._ask(Question(" ".join(revision), (("submit", "Submit"), ("back", "Go back"))), {"submit": lambda: self._submit(then, True, newer)})
+                return
             self._list_drafts()
             if self.case is case:
                 self._remove_server_draft(client, case.image)
@@ -768,7 +766,7 @@ class Session:
                 then()
 
         def failed(fault: Fault) -> None:
-            self._kept = max(self._kept, edits)
+            self._kept = max(self._kept, edits) if kept else self._kept
             self._list_drafts()
             if fault.kind == "conflict" and fault.status == 412:
                 self._ask(
@@ -776,7 +774,7 @@ class Session:
                     {"newer": lambda: self._submit(then, True, True)},
                 )
                 return
-            self._failed(fault, "Your segmentation is in the scene, and as a draft on this computer.")
+            self._failed(fault, "Your segmentation is in the scene" + (", and as a draft on this computer." if kept else "."))
 
         self._start(Busy.SUBMITTING, "case", work, done, "", failed)
 
@@ -863,7 +861,7 @@ class Session:
             return
         was, self.busy = self.busy, Busy.NOTHING
         self.jobs.stop(self._job)
-        safe = "Your segmentation is in the scene, and as a draft on this computer." if was is Busy.SUBMITTING else "Nothing was changed."
+        safe = "Your segmentation is in the scene." if was is Busy.SUBMITTING else "Nothing was changed."
         sent = "It may have reached the server already. " if was is Busy.SUBMITTING else ""
         self._say(Message("info", f"{was.value}: cancelled. {sent}".strip(), safe))
 
@@ -884,8 +882,9 @@ class Session:
     def _keep_now(self) -> None:
         """Writes the last edits here and now, on the main thread."""
         if self.unsaved and self.case and self.client and self._edits != self._kept:
-            wide = labels.widen(self.schema, self._scene.segments())
-            self.drafts.save(self._draft(wide, ""), self._scene.flat(wide), self._scene.ijk_to_ras())
+            drawing = self._scene.copy()
+            wide = labels.widen(self.schema, drawing.names)
+            self.drafts.save(self._draft(wide, ""), drawing.flat(wide), drawing.ijk_to_ras)
 
     def _free(self) -> bool:
         return self.busy is Busy.NOTHING and self.question is None
@@ -938,6 +937,18 @@ class Session:
             self._login = True
         number = f" Number of the request: {fault.request_id}." if fault.kind == "server" and fault.request_id else ""
         self._say(Message("error", fault.what, safe, fault.next_step + number))
+
+
+def warnings_of(flat: labels.Flat, schema: labels.Schema, complete: Sequence[str]) -> list[str]:
+    """What the author should know before a label is sent, as sentences."""
+    warnings = flat.warnings
+    absent = [name for name in schema.names if name in complete and not flat.counts.get(name)]
+    if absent:
+        warnings.append(f"Ticked as complete, but empty, so that it counts as not in this image: {', '.join(absent)}.")
+    partial = [name for name, count in flat.counts.items() if count and name not in complete]
+    if partial:
+        warnings.append(f"Drawn, but not ticked as complete, so that it is not sent: {', '.join(partial)}.")
+    return warnings
 
 
 def draft_tag(user: str) -> str:

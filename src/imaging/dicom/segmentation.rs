@@ -24,6 +24,39 @@ pub struct Algorithm {
     pub sha256: String,
     /// When it was made, milliseconds since 1970-01-01 UTC.
     pub made_ms: i64,
+    /// What of it is the model's.
+    pub drawn: Drawn,
+}
+
+/// How a label came about (PS3.3, C.8.20.2, Segment Algorithm Type).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Drawn {
+    /// By a model alone.
+    Automatically,
+    /// By a person, who corrected what a model proposed.
+    FromProposal,
+    /// By a person alone.
+    ByHand,
+}
+
+impl Drawn {
+    /// The type of the algorithm.
+    pub(super) fn term(self) -> &'static str {
+        match self {
+            Self::Automatically => "AUTOMATIC",
+            Self::FromProposal => "SEMIAUTOMATIC",
+            Self::ByHand => "MANUAL",
+        }
+    }
+
+    /// What a reader should know.
+    pub(super) fn words(self) -> &'static str {
+        match self {
+            Self::Automatically => "Made by a machine, to be reviewed",
+            Self::FromProposal => "Proposed by a machine, corrected by a person",
+            Self::ByHand => "Drawn by a person",
+        }
+    }
 }
 
 /// How a Segmentation object holds its voxels.
@@ -152,7 +185,7 @@ pub(super) fn encode(
         out.text(0x0062_0013, b"CS", "NO");
     }
     out.text(0x0070_0080, b"CS", "SEGMENTATION")
-        .text(0x0070_0081, b"LO", "Made by a machine, to be reviewed")
+        .text(0x0070_0081, b"LO", by.drawn.words())
         .text(0x0070_0084, b"PN", MANUFACTURER);
     out.item(0x5200_9229, |shared| {
         let [along_row, along_column] = slices[0].source.directions;
@@ -275,17 +308,21 @@ fn segment(item: &mut Encoder, value: u16, label: &str, name: &str, by: &Algorit
     let property = codes::of_name(name);
     item.code(0x0062_0003, &property.category)
         .words(0x0062_0004, &[value])
-        .text(0x0062_0005, b"LO", label)
-        .item(0x0062_0007, |algorithm| {
+        .text(0x0062_0005, b"LO", label);
+    if by.drawn != Drawn::ByHand {
+        item.item(0x0062_0007, |algorithm| {
             algorithm
                 .code(0x0066_002f, &FAMILY)
                 .text(0x0066_0031, b"LO", &by.version)
                 .text(0x0066_0032, b"LT", &format!("weights sha256 {}", by.sha256))
                 .text(0x0066_0036, b"LO", &by.name);
-        })
-        .text(0x0062_0008, b"CS", "AUTOMATIC")
-        .text(0x0062_0009, b"LO", &by.name)
-        .words(0x0062_000d, &cie_lab(color::of_value(value)))
+        });
+    }
+    item.text(0x0062_0008, b"CS", by.drawn.term());
+    if by.drawn != Drawn::ByHand {
+        item.text(0x0062_0009, b"LO", &by.name);
+    }
+    item.words(0x0062_000d, &cie_lab(color::of_value(value)))
         .item(0x0062_000f, |kind| {
             kind.text(0x0008_0100, b"SH", property.kind.value)
                 .text(0x0008_0102, b"SH", property.kind.scheme)

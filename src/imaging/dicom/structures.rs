@@ -9,7 +9,7 @@ use super::dataset::{DataSet, Item, bad};
 use super::encode::{Encoder, uid_of};
 use super::origin::SourceFrame;
 use super::scan::Scans;
-use super::segmentation::{Algorithm, Common, LabelledSlice};
+use super::segmentation::{Algorithm, Common, Drawn, LabelledSlice};
 use crate::imaging::budget::Budget;
 use crate::imaging::color;
 use crate::imaging::error::ImagingError;
@@ -60,11 +60,18 @@ pub(super) fn encode(
     common.series(&mut out, &uid("structure series"), 301)?;
     out.text(0x0020_0052, b"UI", &frame_of_reference)
         .put(0x0020_1040, b"LO", b"");
-    out.text(0x3006_0002, b"SH", "AI contours")
-        .text(0x3006_0004, b"LO", &common.readable(&by.name))
-        .text(0x3006_0006, b"ST", "Made by a machine, to be reviewed")
-        .text(0x3006_0008, b"DA", common.date())
-        .text(0x3006_0009, b"TM", common.time());
+    out.text(
+        0x3006_0002,
+        b"SH",
+        match by.drawn {
+            Drawn::Automatically => "AI contours",
+            Drawn::FromProposal | Drawn::ByHand => "Contours",
+        },
+    )
+    .text(0x3006_0004, b"LO", &common.readable(&by.name))
+    .text(0x3006_0006, b"ST", by.drawn.words())
+    .text(0x3006_0008, b"DA", common.date())
+    .text(0x3006_0009, b"TM", common.time());
     out.item(0x3006_0010, |frame| {
         frame
             .text(0x0020_0052, b"UI", &frame_of_reference)
@@ -89,11 +96,14 @@ pub(super) fn encode(
         roi.text(0x3006_0022, b"IS", &value.to_string())
             .text(0x3006_0024, b"UI", &frame_of_reference)
             .text(0x3006_0026, b"LO", &common.readable(name))
-            .text(0x3006_0036, b"CS", "AUTOMATIC")
+            .text(0x3006_0036, b"CS", by.drawn.term())
             .text(
                 0x3006_0038,
                 b"LO",
-                &common.readable(&format!("AI: {} {}", by.name, by.version)),
+                &common.readable(&match by.drawn {
+                    Drawn::ByHand => by.drawn.words().to_owned(),
+                    _ => format!("AI: {} {}", by.name, by.version),
+                }),
             );
     });
     out.sequence(0x3006_0039, names, |roi, (value, _)| {
@@ -121,7 +131,7 @@ pub(super) fn encode(
             .text(0x3006_0082, b"IS", &value.to_string())
             .text(0x3006_0084, b"IS", &value.to_string())
             .text(0x3006_0085, b"SH", &common.readable(name))
-            .text(0x3006_0088, b"ST", "Made by a machine, to be reviewed")
+            .text(0x3006_0088, b"ST", by.drawn.words())
             .text(0x3006_00a4, b"CS", "")
             .put(0x3006_00a6, b"PN", b"");
     });

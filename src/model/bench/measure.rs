@@ -18,7 +18,7 @@ use crate::model::kernels::{
 use crate::model::loss::{Target, deep_supervised};
 use crate::model::manifest::{Lineage, ModelDescription, Preprocessing};
 #[cfg(any(feature = "cuda", feature = "vulkan"))]
-use crate::model::pct_net::Prepared;
+use crate::model::pct_net::ReadyNet;
 use crate::model::pct_net::{DropoutStream, Mode, PctNet, PctNetConfig, Plan};
 use crate::model::precision::{Precision, PrecisionChoice};
 use crate::model::schema::LabelSchema;
@@ -182,7 +182,7 @@ impl Bench {
             #[cfg(any(feature = "cuda", feature = "vulkan"))]
             _ => {
                 let precision = crate::model::infer::gpu_precision::<B>(self.precision, device)?;
-                let ready = Prepared::new(&net, self.config.in_chns, self.patch, precision);
+                let ready = ReadyNet::new(&net, self.config.in_chns, self.patch, precision);
                 let input = self.input::<B>(device).cast(precision.dtype());
                 let runs = timed(self.repeats, || {
                     drop(ready.forward(input.clone()));
@@ -260,6 +260,7 @@ impl Bench {
                 ..Preprocessing::default()
             },
             patch: self.patch,
+            clicks: None,
             trained: false,
             lineage: Lineage::made_by("bench"),
         };
@@ -272,7 +273,7 @@ impl Bench {
         let fixed = PrecisionChoice::Fixed(precision);
         let net = ready(engine, net, &self.config, self.patch, fixed, device.clone())?;
         let run = |scan: &Volume<f32>, windows: &mut usize| -> Result<_, ModelError> {
-            let result = segment(&net, &model, None, scan, &mut |_, _| {
+            let result = segment(&net, &model, None, scan, &[], &mut |_, _| {
                 ControlFlow::Continue(())
             })?;
             *windows = result.windows;

@@ -35,10 +35,11 @@ impl Need {
     ) -> Self {
         let voxels = patch.iter().product::<usize>() as u64;
         let map = config.feature_chns[0] as u64 * bytes_of(precision);
+        let input = config.in_chns as u64 * bytes_of(precision);
         let logits = 2 * 4 * config.class_num as u64;
         Self {
             fixed,
-            per_item: voxels * (MAPS_FORWARD * map + logits),
+            per_item: voxels * (input + MAPS_FORWARD * map + logits),
         }
     }
 

@@ -38,6 +38,28 @@ impl Band {
 
     /// Adds a window's values `[channels, d, h, w]` at `start` (may reach over the grid's edge), weighted voxel by voxel.
     pub fn add(&mut self, start: [isize; 3], window: [usize; 3], values: &[f32], weights: &[f32]) {
+        self.accumulate(start, window, values, weights, true);
+    }
+
+    /// Adds the change of a window's values to what was added before; the weights stay.
+    pub fn change(
+        &mut self,
+        start: [isize; 3],
+        window: [usize; 3],
+        difference: &[f32],
+        weights: &[f32],
+    ) {
+        self.accumulate(start, window, difference, weights, false);
+    }
+
+    fn accumulate(
+        &mut self,
+        start: [isize; 3],
+        window: [usize; 3],
+        values: &[f32],
+        weights: &[f32],
+        counts: bool,
+    ) {
         let [_, height, width] = self.grid;
         let plane = height * width;
         let inside = |axis: usize| {
@@ -70,8 +92,10 @@ impl Band {
                 let weight = &weights[row + cols.start..row + cols.end];
                 let at = (start[1] + y as isize) as usize * width
                     + (start[2] + cols.start as isize) as usize;
-                for (total, w) in totals[at..].iter_mut().zip(weight) {
-                    *total += w;
+                if counts {
+                    for (total, w) in totals[at..].iter_mut().zip(weight) {
+                        *total += w;
+                    }
                 }
                 for channel in 0..channels {
                     let row = ((channel * window[0] + z) * window_h + y) * window_w;
@@ -99,5 +123,11 @@ impl Band {
             self.weights.pop_front();
             self.first += 1;
         }
+    }
+
+    /// Bytes that it holds.
+    pub fn bytes(&self) -> usize {
+        let slices = self.sums.iter().chain(&self.weights);
+        slices.map(Vec::len).sum::<usize>() * size_of::<f32>()
     }
 }

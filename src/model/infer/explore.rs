@@ -8,8 +8,7 @@ use burn::tensor::{Tensor, TensorData, backend::Backend};
 use super::band::Band;
 use super::network::by_patches;
 use super::passes::{BothSides, Dropped, Member, Once, Passes};
-use super::segment::{normalise, prepare};
-use super::sliding::{AIR_HU, cut};
+use super::prepared::{AIR_HU, cut, normalise, prepare};
 use super::windows;
 use crate::imaging::{Geometry, Volume, orientation};
 use crate::model::engine::{DeviceChoice, Engine, on_engine};
@@ -51,6 +50,7 @@ impl Explored {
 /// One or more versions of a model, ready to be asked how sure they are.
 pub struct Explorer {
     manifest: Manifest,
+    engine: Engine,
     passes: Passes,
     members: Vec<Box<dyn Member>>,
     describer: Box<dyn Describe>,
@@ -89,15 +89,18 @@ impl Explorer {
                 );
                 return Err(ModelError::bad(dir, reason));
             }
-            on_engine!(engine, |B, device| {
-                let net = network::<B>(dir, &other, &device)?;
-                if describer.is_none() {
-                    let (net, device, patch) = (net.clone(), device.clone(), manifest.patch);
-                    describer =
-                        Some(Box::new(Describer { net, device, patch }) as Box<dyn Describe>);
-                }
-                members.push(member(engine, net, &manifest, passes, precision, device)?);
-            });
+            engine.guarded(|| {
+                on_engine!(engine, |B, device| {
+                    let net = network::<B>(dir, &other, &device)?;
+                    if describer.is_none() {
+                        let (net, device, patch) = (net.clone(), device.clone(), manifest.patch);
+                        describer =
+                            Some(Box::new(Describer { net, device, patch }) as Box<dyn Describe>);
+                    }
+                    members.push(member(engine, net, &manifest, passes, precision, device)?);
+                });
+                Ok(())
+            })?;
             give_back();
         }
         let Some(describer) = describer else {
@@ -105,6 +108,7 @@ impl Explorer {
         };
         Ok(Self {
             manifest,
+            engine,
             passes,
             members,
             describer,
@@ -205,7 +209,7 @@ impl Explorer {
             on_window,
             &mut |_, z| band.borrow_mut().finish_below(z, visit),
             &mut |(number, start), voxels| {
-                let mut found = Answers::new(classes, voxels.len());
+                let mut found = Answers::new(classes, weights.len());
                 for member in &self.members {
                     let seed = seeds.at(number as u64);
                     member.ask(&voxels, seed, &mut |logits| found.add(logits, answers));
@@ -232,19 +236,23 @@ impl Explorer {
         let air = normalise(AIR_HU, self.manifest.preprocessing.hu_window);
         let [zs, ys, xs] = [0, 1, 2].map(|axis| starts(grid[axis], patch[axis]));
         let (mut done, total) = (0, zs.len() * ys.len() * xs.len());
-        for &z in &zs {
-            row(done, z.max(0) as usize);
-            for (&y, &x) in ys.iter().flat_map(|y| xs.iter().map(move |x| (y, x))) {
-                if let Some(voxels) = cut(&explored.scan, [z, y, x], patch, air) {
-                    each((done, [z, y, x]), voxels);
-                }
-                done += 1;
-                if on_window(done, total).is_break() {
-                    return Err(ModelError::Stopped);
+        self.engine.guarded(|| {
+            for &z in &zs {
+                row(done, z.max(0) as usize);
+                for (&y, &x) in ys.iter().flat_map(|y| xs.iter().map(move |x| (y, x))) {
+                    if let Some(mut voxels) = cut(&explored.scan, [z, y, x], patch, air) {
+                        // Nobody has clicked.
+                        voxels.resize(voxels.len() * self.manifest.network.in_chns, 0.0);
+                        each((done, [z, y, x]), voxels);
+                    }
+                    done += 1;
+                    if on_window(done, total).is_break() {
+                        return Err(ModelError::Stopped);
+                    }
                 }
             }
-        }
-        Ok(())
+            Ok(())
+        })
     }
 }
 
@@ -358,7 +366,7 @@ impl Probabilities {
 
 /// The features of a patch, on some device.
 trait Describe: Send {
-    /// `[channels, d, h, w]` of the coarse decoded features of a patch `[1, d, h, w]`.
+    /// `[channels, d, h, w]` of the coarse decoded features of a patch `[channels, d, h, w]`.
     fn features(&self, patch: Vec<f32>) -> Vec<f32>;
 }
 
@@ -371,7 +379,8 @@ struct Describer<B: Backend> {
 impl<B: Kernels> Describe for Describer<B> {
     fn features(&self, patch: Vec<f32>) -> Vec<f32> {
         let [d, h, w] = self.patch;
-        let data = TensorData::new(patch, [1, 1, d, h, w]);
+        let channels = patch.len() / (d * h * w);
+        let data = TensorData::new(patch, [1, channels, d, h, w]);
         let input = Tensor::<B, 5>::from_data(data, &self.device);
         to_f32(self.net.coarse_features(input).into_data())
     }
@@ -421,11 +430,7 @@ fn member<B: Kernels + 'static>(
     let net = by_patches(engine, net, &model.network, patch, precision, device)?;
     let mirror = model.labels.mirrored().filter(|_| passes == Passes::Flips);
     Ok(match mirror {
-        Some(mirror) => Box::new(BothSides {
-            net,
-            mirror,
-            width: patch[2],
-        }),
+        Some(mirror) => Box::new(BothSides { net, mirror, patch }),
         None => Box::new(Once(net)),
     })
 }

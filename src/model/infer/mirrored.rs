@@ -8,23 +8,20 @@ pub struct Mirrored<'a> {
     net: &'a dyn Forward,
     /// For each class the one on the other side of the body.
     mirror: &'a [u8],
-    width: usize,
+    /// `[d, h, w]`.
+    patch: [usize; 3],
 }
 
 impl<'a> Mirrored<'a> {
     /// `mirror` as [`crate::model::LabelSchema::mirrored`] gives it; `patch` is `[d, h, w]`.
     pub fn new(net: &'a dyn Forward, mirror: &'a [u8], patch: [usize; 3]) -> Self {
-        Self {
-            net,
-            mirror,
-            width: patch[2],
-        }
+        Self { net, mirror, patch }
     }
 }
 
 impl Forward for Mirrored<'_> {
     fn logits(&self, patch: Vec<f32>) -> Vec<f32> {
-        let other = mirrored_logits(self.net, &patch, self.mirror, self.width);
+        let other = mirrored_logits(self.net, &patch, self.mirror, self.patch);
         let mut logits = self.net.logits(patch);
         for (value, other) in logits.iter_mut().zip(other) {
             *value = 0.5 * (*value + other);
@@ -33,16 +30,27 @@ impl Forward for Mirrored<'_> {
     }
 }
 
-/// What a network says of the mirror image of a patch `[d, h, width]`, mirrored back, with paired structures exchanged back:
-/// `[classes, d, h, width]`.
-pub fn mirrored_logits(net: &dyn Forward, patch: &[f32], mirror: &[u8], width: usize) -> Vec<f32> {
-    let mut flipped = patch.to_vec();
+/// What a network says of the mirror image of a window, mirrored back, with paired structures exchanged back:
+/// `[classes, d, h, w]`. `input` is `[channels, d, h, w]` of `size` `[d, h, w]`: the scan, then clicks by class if the network
+/// takes them.
+pub fn mirrored_logits(
+    net: &dyn Forward,
+    input: &[f32],
+    mirror: &[u8],
+    size: [usize; 3],
+) -> Vec<f32> {
+    let (voxels, width) = (size.iter().product::<usize>(), size[2]);
+    let mut flipped = input.to_vec();
+    // Clicks of a structure are clicks of its partner in the mirror image.
+    for (channel, partner) in input[voxels..].chunks_exact(voxels).zip(mirror) {
+        flipped[(1 + usize::from(*partner)) * voxels..][..voxels].copy_from_slice(channel);
+    }
     flipped.chunks_exact_mut(width).for_each(<[f32]>::reverse);
     let found = net.logits(flipped);
     let mut logits = Vec::with_capacity(found.len());
     for partner in mirror {
-        let from = usize::from(*partner) * patch.len();
-        for row in found[from..from + patch.len()].chunks_exact(width) {
+        let from = usize::from(*partner) * voxels;
+        for row in found[from..from + voxels].chunks_exact(width) {
             logits.extend(row.iter().rev());
         }
     }
@@ -64,6 +72,23 @@ mod tests {
             };
             [vec![0.0; patch.len()], side(true), side(false)].concat()
         }
+    }
+
+    /// Class c is where its clicks are.
+    struct Clicked;
+
+    impl Forward for Clicked {
+        fn logits(&self, patch: Vec<f32>) -> Vec<f32> {
+            patch[16..].to_vec()
+        }
+    }
+
+    #[test]
+    fn clicks_change_sides_with_their_structure() {
+        let patch: Vec<f32> = (0..64).map(|v| v as f32).collect();
+        let plain = Clicked.logits(patch.clone());
+        let exchanged = Mirrored::new(&Clicked, &[0, 2, 1], [2, 2, 4]).logits(patch);
+        assert_eq!(exchanged, plain);
     }
 
     #[test]

@@ -6,7 +6,7 @@ use crate::model::engine::Engine;
 use crate::model::error::ModelError;
 use crate::model::kernels::Kernels;
 #[cfg(any(feature = "cuda", feature = "vulkan"))]
-use crate::model::pct_net::Prepared;
+use crate::model::pct_net::ReadyNet;
 use crate::model::pct_net::{PctNet, PctNetConfig, Plan, precision_on_cpu};
 use crate::model::precision::{Precision, PrecisionChoice};
 
@@ -19,9 +19,20 @@ pub(in crate::model) enum Network {
     Volumes(Box<dyn super::on_device::Volumes>),
 }
 
+impl Network {
+    /// The network about one window after the other, on any device.
+    pub fn by_windows(&self) -> &dyn Forward {
+        match self {
+            Self::Patches(net) => &**net,
+            #[cfg(any(feature = "cuda", feature = "vulkan"))]
+            Self::Volumes(net) => &**net,
+        }
+    }
+}
+
 /// The network, patch by patch.
 pub(in crate::model) trait Forward {
-    /// Logits `[classes, d, h, w]` of one patch `[1, d, h, w]` of the model's size.
+    /// Logits `[classes, d, h, w]` of one patch `[channels, d, h, w]` of the model's size.
     fn logits(&self, patch: Vec<f32>) -> Vec<f32>;
 }
 
@@ -73,11 +84,11 @@ impl Forward for Planned {
 
 /// The network on a GPU, for one patch size.
 #[cfg(any(feature = "cuda", feature = "vulkan"))]
-struct NetworkOn<B: Kernels> {
-    net: Prepared<B>,
-    device: B::Device,
+pub(super) struct NetworkOn<B: Kernels> {
+    pub net: ReadyNet<B>,
+    pub device: B::Device,
     /// `[d, h, w]` of every patch.
-    patch: [usize; 3],
+    pub patch: [usize; 3],
 }
 
 #[cfg(any(feature = "cuda", feature = "vulkan"))]
@@ -85,7 +96,8 @@ impl<B: Kernels> Forward for NetworkOn<B> {
     fn logits(&self, patch: Vec<f32>) -> Vec<f32> {
         use burn::tensor::{Tensor, TensorData};
         let [d, h, w] = self.patch;
-        let data = TensorData::new(patch, [1, 1, d, h, w]);
+        let channels = patch.len() / (d * h * w);
+        let data = TensorData::new(patch, [1, channels, d, h, w]);
         let input = Tensor::<B, 5>::from_data(data, &self.device);
         let logits = self.net.forward(input).cast(burn::tensor::DType::F32);
         crate::model::weights::to_f32(logits.into_data())
@@ -117,7 +129,7 @@ pub(super) fn by_patches<B: Kernels + 'static>(
         _ => {
             let precision = gpu_precision::<B>(precision, &device)?;
             Box::new(NetworkOn {
-                net: Prepared::new(&net, config.in_chns, patch, precision),
+                net: ReadyNet::new(&net, config.in_chns, patch, precision),
                 device,
                 patch,
             })
@@ -142,8 +154,12 @@ pub(in crate::model) fn ready<B: Kernels + 'static>(
         #[cfg(any(feature = "cuda", feature = "vulkan"))]
         _ => {
             let precision = gpu_precision::<B>(precision, &device)?;
-            let ready = Prepared::new(&net, config.in_chns, patch, precision);
-            let net = super::on_device::OnDevice::new(engine, ready, config, precision, device);
+            let on = NetworkOn {
+                net: ReadyNet::new(&net, config.in_chns, patch, precision),
+                device,
+                patch,
+            };
+            let net = super::on_device::OnDevice::new(engine, on, config, precision);
             Network::Volumes(Box::new(net))
         }
     })

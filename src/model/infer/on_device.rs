@@ -9,6 +9,7 @@ use burn::tensor::{DType, Tensor, TensorData};
 use rayon::prelude::*;
 
 use super::blend::between;
+use super::network::{Forward, NetworkOn};
 use super::sliding::{Blended, Sliding};
 use super::windows;
 use crate::model::engine::Engine;
@@ -17,11 +18,11 @@ use crate::model::engine::memory::{Failure, Need, with_less};
 use crate::model::error::ModelError;
 use crate::model::kernels::windows::{Between, bytes_of};
 use crate::model::kernels::{Kernels, WindowBlend, WindowJob, raw, wrap};
-use crate::model::pct_net::{PctNetConfig, Prepared};
+use crate::model::pct_net::PctNetConfig;
 use crate::model::precision::Precision;
 
 /// A network that takes whole scans.
-pub(in crate::model) trait Volumes: Send {
+pub(in crate::model) trait Volumes: Forward + Send {
     /// Labels of a prepared scan.
     ///
     /// # Errors
@@ -36,10 +37,9 @@ pub(in crate::model) trait Volumes: Send {
 /// A network on a GPU.
 pub(in crate::model) struct OnDevice<B: Kernels> {
     engine: Engine,
-    net: Prepared<B>,
+    on: NetworkOn<B>,
     config: PctNetConfig,
     precision: Precision,
-    device: B::Device,
     /// After a failure, no more windows than this at once.
     most: Cell<usize>,
 }
@@ -47,37 +47,36 @@ pub(in crate::model) struct OnDevice<B: Kernels> {
 impl<B: Kernels> OnDevice<B> {
     pub fn new(
         engine: Engine,
-        net: Prepared<B>,
+        on: NetworkOn<B>,
         config: &PctNetConfig,
         precision: Precision,
-        device: B::Device,
     ) -> Self {
         Self {
             engine,
-            net,
+            on,
             config: config.clone(),
             precision,
-            device,
             most: Cell::new(usize::MAX),
         }
     }
 
     /// Windows at once, by the memory that is free.
     fn planned(&self, sliding: &Sliding) -> Result<usize, ModelError> {
+        let scan = sliding.scan;
         let fixed = bytes_of(
-            sliding.patch,
-            sliding.grid(),
-            sliding.output,
+            scan.patch(),
+            scan.grid(),
+            scan.output_shape(),
             sliding.classes,
         );
-        let need = Need::forward(&self.config, sliding.patch, self.precision, fixed);
-        let held = B::device_memory(&self.device);
+        let need = Need::forward(&self.config, scan.patch(), self.precision, fixed);
+        let held = B::device_memory(&self.on.device);
         let unused = held.reserved.saturating_sub(held.in_use);
         let free = self.engine.free_bytes().map(|free| free + unused);
         let planned = need.windows(free).map_err(|needed| ModelError::Compute {
             device: self.engine.name(),
             reason: format!(
-                "this scan needs some {} MB of its memory, {} are free",
+                "it has too little memory: this scan needs some {} MB, {} are free",
                 needed >> 20,
                 free.unwrap_or(0) >> 20
             ),
@@ -92,27 +91,28 @@ impl<B: Kernels> OnDevice<B> {
         on_window: &mut dyn FnMut(usize, usize) -> ControlFlow<()>,
     ) -> Result<Blended, Failure> {
         let start = Instant::now();
+        let scan = sliding.scan;
+        let (grid, patch) = (scan.grid(), scan.patch());
+        let (output, scale) = (scan.output_shape(), scan.scale());
         let axes = [0, 1, 2].map(|axis| -> Vec<Between> {
-            let (size, scale) = (sliding.grid()[axis], sliding.scale[axis]);
-            (0..sliding.output[axis])
-                .map(|i| between(i, scale, size))
+            (0..output[axis])
+                .map(|i| between(i, scale[axis], grid[axis]))
                 .collect()
         });
         let row = |values: Vec<f32>| {
-            let data = TensorData::new(values, [sliding.patch.iter().product::<usize>()]);
-            raw(Tensor::<B, 1>::from_data(data, &self.device))
+            let count = values.len();
+            let data = TensorData::new(values, [count]);
+            raw(Tensor::<B, 1>::from_data(data, &self.on.device))
         };
-        let voxels = sliding.scan.voxels.clone();
-        let count = voxels.len();
-        let scan = Tensor::<B, 1>::from_data(TensorData::new(voxels, [count]), &self.device);
         let job = WindowJob {
-            scan: raw(scan),
-            grid: sliding.grid(),
-            patch: sliding.patch,
-            weights: row(windows::gaussian(sliding.patch)),
+            scan: row(scan.voxels().to_vec()),
+            grid,
+            patch,
+            weights: row(windows::gaussian(patch)),
             classes: sliding.classes,
             output: &axes,
             mirror: sliding.mirror,
+            clicks: sliding.clicks.as_ref().map(|clicks| clicks.marks()),
         };
         let Some(mut blend) = B::window_blend(job) else {
             let reason = "it cannot blend windows".to_owned();
@@ -122,10 +122,11 @@ impl<B: Kernels> OnDevice<B> {
         let upload_s = start.elapsed().as_secs_f64();
 
         let start = Instant::now();
-        let total = sliding.total();
+        let [zs, ys, xs] = scan.starts();
+        let total = zs.len() * ys.len() * xs.len();
         let (mut done, mut skipped, mut labelled) = (0, 0, 0);
         let mut label = |blend: &mut Box<dyn WindowBlend<B>>, below: usize| {
-            let complete = below >= sliding.grid()[0];
+            let complete = below >= grid[0];
             let from = labelled;
             let ready = axes[0][from..]
                 .iter()
@@ -133,12 +134,13 @@ impl<B: Kernels> OnDevice<B> {
             labelled += ready.count();
             blend.label(from..labelled, below);
         };
-        for &z in &sliding.starts[0] {
+        for &z in &zs {
             label(&mut blend, z.max(0) as usize);
-            let all: Vec<[isize; 3]> = sliding.level(z).collect();
+            let level = ys.iter().flat_map(|y| xs.iter().map(move |x| [z, *y, *x]));
+            let all: Vec<[isize; 3]> = level.collect();
             let tissue: Vec<bool> = all
                 .par_iter()
-                .map(|&start| sliding.has_tissue(start))
+                .map(|&start| scan.has_tissue(start))
                 .collect();
             let windows: Vec<[isize; 3]> = all
                 .iter()
@@ -162,7 +164,7 @@ impl<B: Kernels> OnDevice<B> {
         let network_s = start.elapsed().as_secs_f64();
 
         let start = Instant::now();
-        label(&mut blend, sliding.grid()[0]);
+        label(&mut blend, grid[0]);
         let labels = blend.into_labels().map_err(Failure::Device)?;
         let finish_s = start.elapsed().as_secs_f64();
         Ok(Blended {
@@ -181,7 +183,7 @@ impl<B: Kernels> OnDevice<B> {
         let dtype: DType = self.precision.dtype();
         let logits = |mirrored: bool, blend: &dyn WindowBlend<B>| {
             let windows = blend.gather(starts, dtype, mirrored);
-            raw(self.net.forward(wrap::<B, 5>(windows)))
+            raw(self.on.net.forward(wrap::<B, 5>(windows)))
         };
         let plain = logits(false, &**blend);
         let mirrored = flips.then(|| logits(true, &**blend));
@@ -190,7 +192,13 @@ impl<B: Kernels> OnDevice<B> {
 
     /// Until the device has done everything.
     fn wait(&self) -> Result<(), Failure> {
-        B::sync(&self.device).map_err(|error| Failure::Device(error.to_string()))
+        B::sync(&self.on.device).map_err(|error| Failure::Device(error.to_string()))
+    }
+}
+
+impl<B: Kernels> Forward for OnDevice<B> {
+    fn logits(&self, patch: Vec<f32>) -> Vec<f32> {
+        self.on.logits(patch)
     }
 }
 
@@ -205,7 +213,7 @@ impl<B: Kernels> Volumes for OnDevice<B> {
         let blended = with_less(&self.engine.name(), &mut at_once, |at_once| {
             let tried = watch(|| self.attempt(sliding, at_once, on_window));
             if let Err(Failure::Device(_)) = tried {
-                B::memory_cleanup(&self.device);
+                B::memory_cleanup(&self.on.device);
             }
             tried
         })?;

@@ -2,14 +2,15 @@
 
 use super::*;
 use crate::imaging::{Geometry, Volume};
+use crate::model::clicks::{Click, ClickGuidance, GridClicks};
 use crate::model::engine::DeviceChoice;
-use crate::model::infer::{Network, ready, segment};
+use crate::model::infer::{Network, OpenScan, ready, segment};
 use crate::model::kernels::{Gpu, gpu_found};
 use crate::model::manifest::{Lineage, ModelDescription, Preprocessing};
 use crate::model::pct_net::PctNet;
 use crate::model::precision::PrecisionChoice;
 use crate::model::schema::LabelSchema;
-use crate::model::weights::{export, import};
+use crate::model::weights::{export, import, to_f32};
 use crate::rng::Rng;
 use burn_flex::Flex;
 
@@ -20,14 +21,17 @@ const CHOICE: DeviceChoice = if cfg!(feature = "vulkan") {
 };
 const PATCH: [usize; 3] = PctNetConfig::SMALL_PATCH;
 
-fn model(names: &str) -> ModelDescription {
+/// `with_clicks`: of a model that takes clicks.
+fn model(names: &str, with_clicks: bool) -> ModelDescription {
     let labels = LabelSchema::from_list(names).unwrap();
+    let channels = ClickGuidance::channels(labels.class_count());
     let small = PctNetConfig::pct_net_s(labels.class_count(), PATCH, 1);
     ModelDescription {
         name: "test".into(),
         network: PctNetConfig {
             feature_chns: [4, 8, 16, 16, 16],
             num_heads: [2, 2, 2],
+            in_chns: if with_clicks { channels } else { 1 },
             ..small
         },
         labels,
@@ -36,6 +40,7 @@ fn model(names: &str) -> ModelDescription {
             hu_window: [-500.0, 500.0],
         },
         patch: PATCH,
+        clicks: with_clicks.then(ClickGuidance::default),
         trained: true,
         lineage: Lineage::made_by("test"),
     }
@@ -81,49 +86,155 @@ fn scan() -> Volume<f32> {
     Volume { geometry, voxels }
 }
 
+const CLICKS: [Click; 3] = [
+    Click {
+        class: 1,
+        voxel: [20, 10, 15],
+    },
+    Click {
+        class: 0,
+        voxel: [25, 30, 40],
+    },
+    Click {
+        class: 3,
+        voxel: [30, 20, 59],
+    },
+];
+
+/// Share of the voxels with different labels.
+fn away(ours: &Volume<u16>, want: &Volume<u16>) -> f64 {
+    assert_eq!(ours.geometry, want.geometry);
+    let pairs = ours.voxels.iter().zip(&want.voxels);
+    pairs.filter(|(a, b)| a != b).count() as f64 / want.voxels.len() as f64
+}
+
 #[test]
 fn gpu_whole_scan_is_labelled_as_on_the_cpu() {
     if !gpu_found() {
         return;
     }
-    let model = model("left kidney,right kidney,liver");
     let scan = scan();
-    for (precision, bound) in [(Precision::F32, 1e-3), (Precision::F16, 3e-2)] {
+    for (precision, bound, clicks) in [
+        (Precision::F32, 1e-3, &[][..]),
+        (Precision::F32, 1e-3, &CLICKS[..]),
+        (Precision::F16, 3e-2, &[][..]),
+    ] {
+        let model = model("left kidney,right kidney,liver", !clicks.is_empty());
         let (cpu, gpu) = networks(&model, precision);
         let mirror = model.labels.mirrored();
+        let run = |net: &Network, mirror, clicks: &[Click], heard: &mut Vec<(usize, usize)>| {
+            segment(net, &model, mirror, &scan, clicks, &mut |done, all| {
+                heard.push((done, all));
+                ControlFlow::Continue(())
+            })
+            .unwrap()
+        };
         for mirror in [None, mirror.as_deref()] {
             let mut heard = Vec::new();
-            let run = |net: &Network, heard: &mut Vec<(usize, usize)>| {
-                segment(net, &model, mirror, &scan, &mut |done, all| {
-                    heard.push((done, all));
-                    ControlFlow::Continue(())
-                })
-                .unwrap()
-            };
-            let want = run(&cpu, &mut Vec::new());
-            let ours = run(&gpu, &mut heard);
+            let want = run(&cpu, mirror, clicks, &mut Vec::new());
+            let ours = run(&gpu, mirror, clicks, &mut heard);
             assert_eq!(ours.windows, want.windows);
             assert_eq!(ours.windows_skipped, want.windows_skipped);
             assert!(want.windows > 0 && want.windows_skipped > 0);
-            assert_eq!(ours.labels.geometry, want.labels.geometry);
-            let pairs = ours.labels.voxels.iter().zip(&want.labels.voxels);
-            let away = pairs.filter(|(a, b)| a != b).count();
-            let share = away as f64 / want.labels.voxels.len() as f64;
-            assert!(share <= bound, "{precision}: {share} of the voxels differ");
+            let away = away(&ours.labels, &want.labels);
+            assert!(away <= bound, "{precision}: {away} of the voxels differ");
             let labels: std::collections::BTreeSet<u16> =
                 want.labels.voxels.iter().copied().collect();
             assert!(labels.len() > 1, "{labels:?}");
             let all = ours.windows + ours.windows_skipped;
             assert_eq!(heard.last(), Some(&(all, all)));
         }
-        let stopped = segment(
-            &gpu,
-            &model,
-            None,
-            &scan,
-            &mut |_, _| ControlFlow::Break(()),
-        );
+        if !clicks.is_empty() {
+            let [with, without] = [clicks, &[]].map(|c| run(&cpu, None, c, &mut Vec::new()));
+            let seen = away(&with.labels, &without.labels);
+            assert!(seen > 3.0 * bound, "{seen} of the voxels saw the clicks");
+        }
+        let stopped = segment(&gpu, &model, None, &scan, &[], &mut |_, _| {
+            ControlFlow::Break(())
+        });
         assert!(matches!(stopped, Err(ModelError::Stopped)));
+    }
+}
+
+#[test]
+fn gpu_open_scan_takes_clicks() {
+    if !gpu_found() {
+        return;
+    }
+    let (model, scan) = (model("a,b,c", true), scan());
+    let (cpu, gpu) = networks(&model, Precision::F32);
+    let go_on = &mut |_: usize, _: usize| ControlFlow::Continue(());
+    let mut open = OpenScan::new(gpu.by_windows(), &model, &scan, &[], go_on).unwrap();
+    let before = open.labels();
+    let asked = open
+        .update(gpu.by_windows(), &model, &CLICKS, go_on)
+        .unwrap();
+    assert!(asked > 0 && open.labels() != before);
+    let want = segment(&cpu, &model, None, &scan, &CLICKS, go_on).unwrap();
+    let away = away(&open.labels(), &want.labels);
+    assert!(away <= 1e-3, "{away} of the voxels differ");
+}
+
+/// Also those that hang over the edge, and mirrored ones.
+#[test]
+fn gpu_windows_show_the_clicks_that_the_host_shows() {
+    if !gpu_found() {
+        return;
+    }
+    let device = burn::tensor::ops::Device::<Gpu>::default();
+    let (grid, patch, classes) = ([9, 12, 10], [6, 8, 7], 3);
+    let row = |values: Vec<f32>| {
+        let len = values.len();
+        let data = TensorData::new(values, [len]);
+        raw(Tensor::<Gpu, 1>::from_data(data, &device))
+    };
+    let places = [(1, [2, 3, 4]), (1, [2, 6, 4]), (2, [8, 11, 0])];
+    let clicks = GridClicks::at_voxels(
+        ClickGuidance { sigma_mm: 2.0 },
+        classes,
+        [2.5, 1.0, 1.5],
+        places.into_iter(),
+    );
+    let partner = [0, 2, 1];
+    let job = WindowJob {
+        scan: row(vec![0.25; grid.iter().product()]),
+        grid,
+        patch,
+        weights: row(windows::gaussian(patch)),
+        classes,
+        output: &[0, 1, 2].map(|axis| vec![(0, 0, 0.0); grid[axis]]),
+        mirror: Some(&partner),
+        clicks: Some(clicks.marks()),
+    };
+    let blend = Gpu::window_blend(job).unwrap();
+    let starts = [[0, 0, 0], [-2, 5, 6], [4, -3, 1]];
+    let voxels = patch.iter().product::<usize>();
+    for mirrored in [false, true] {
+        let ours = wrap::<Gpu, 5>(blend.gather(&starts, DType::F32, mirrored));
+        let [d, h, w] = patch;
+        assert_eq!(ours.dims(), [starts.len(), 1 + classes, d, h, w]);
+        let ours = to_f32(ours.into_data());
+        for (start, ours) in starts.into_iter().zip(ours.chunks_exact(4 * voxels)) {
+            let mut want = Vec::new();
+            clicks.append(start, patch, &mut want);
+            assert!(want.iter().any(|value| *value > 0.9));
+            for (class, ours) in ours[voxels..].chunks_exact(voxels).enumerate() {
+                let from = if mirrored {
+                    usize::from(partner[class])
+                } else {
+                    class
+                };
+                for (ours, want) in ours.chunks(w).zip(want[from * voxels..].chunks(w)) {
+                    let mut ours = ours.to_vec();
+                    if mirrored {
+                        ours.reverse();
+                    }
+                    for (ours, want) in ours.iter().zip(want) {
+                        assert!((ours - want).abs() < 1e-5, "{ours} {want}");
+                    }
+                }
+            }
+        }
     }
 }
 
@@ -181,6 +292,7 @@ fn gpu_blending_is_that_of_the_host() {
             classes,
             output: &axes,
             mirror: None,
+            clicks: None,
         };
         let mut ours = Gpu::window_blend(job).unwrap();
         let mut host = super::super::blend::Blend::new(classes, grid, output, scale);

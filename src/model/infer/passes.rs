@@ -107,7 +107,7 @@ impl From<Passes> for String {
 pub(super) trait Member: Send {
     /// How many answers it gives to a patch.
     fn answers(&self) -> usize;
-    /// Hands over the logits `[classes, d, h, w]` of each answer to a patch `[1, d, h, w]`; what is random depends on
+    /// Hands over the logits `[classes, d, h, w]` of each answer to a patch `[channels, d, h, w]`; what is random depends on
     /// `seed` alone.
     fn ask(&self, patch: &[f32], seed: u64, each: &mut dyn FnMut(Vec<f32>));
 }
@@ -130,8 +130,8 @@ pub(super) struct BothSides {
     pub net: Box<dyn Forward + Send>,
     /// For each class the one on the other side of the body.
     pub mirror: Vec<u8>,
-    /// Width of the patch.
-    pub width: usize,
+    /// `[d, h, w]`.
+    pub patch: [usize; 3],
 }
 
 impl Member for BothSides {
@@ -141,7 +141,7 @@ impl Member for BothSides {
 
     fn ask(&self, patch: &[f32], _: u64, each: &mut dyn FnMut(Vec<f32>)) {
         each(self.net.logits(patch.to_vec()));
-        each(mirrored_logits(&*self.net, patch, &self.mirror, self.width));
+        each(mirrored_logits(&*self.net, patch, &self.mirror, self.patch));
     }
 }
 
@@ -161,7 +161,8 @@ impl<B: Kernels> Member for Dropped<B> {
 
     fn ask(&self, patch: &[f32], seed: u64, each: &mut dyn FnMut(Vec<f32>)) {
         let [d, h, w] = self.patch;
-        let data = TensorData::new(patch.to_vec(), [1, 1, d, h, w]);
+        let channels = patch.len() / (d * h * w);
+        let data = TensorData::new(patch.to_vec(), [1, channels, d, h, w]);
         let input = Tensor::<B, 5>::from_data(data, &self.device);
         for draw in 0..self.draws {
             let masks = DropoutStream::new(Rng::new(seed).named("pass").at(draw as u64));
@@ -183,6 +184,7 @@ mod tests {
             network,
             labels: LabelSchema::new(labels.iter().map(|l| (*l).to_owned()).collect()).unwrap(),
             preprocessing: Preprocessing::default(),
+            clicks: None,
             trained: true,
             lineage: Lineage::default(),
         }

@@ -4,13 +4,17 @@ use std::ops::ControlFlow;
 use std::path::Path;
 use std::time::Instant;
 
-use super::network::{Network, ready};
+use super::mirrored::Mirrored;
+use super::network::{Forward, Network, ready};
+use super::open::OpenScan;
+use super::prepared::Prepared;
 use super::sliding::{Blended, Sliding, slide_on_host};
-use crate::imaging::{Geometry, ImagingError, Volume, orientation, resample};
+use crate::imaging::{Geometry, ImagingError, Volume};
+use crate::model::clicks::Click;
 use crate::model::engine::{DeviceChoice, Engine, on_engine};
 use crate::model::error::ModelError;
 use crate::model::kernels::pages::give_back;
-use crate::model::manifest::{Manifest, ModelDescription, Preprocessing};
+use crate::model::manifest::{Manifest, ModelDescription};
 use crate::model::pct_net::PctNet;
 use crate::model::precision::PrecisionChoice;
 use crate::model::weights::import;
@@ -19,6 +23,7 @@ use crate::rng::Rng;
 /// A model ready to segment.
 pub struct Segmenter {
     manifest: Manifest,
+    engine: Engine,
     device: String,
     net: Network,
     /// For test-time augmentation: for each class the one on the other side of the body.
@@ -113,6 +118,7 @@ impl Segmenter {
         let net = engine.guarded(load)?;
         Ok(Self {
             manifest,
+            engine,
             device: engine.name(),
             net,
             mirror: None,
@@ -158,21 +164,74 @@ impl Segmenter {
             voxels: noise.collect(),
             geometry: grid,
         };
-        self.segment(&scan, &mut |_, _| ControlFlow::Continue(()))?;
+        self.segment(&scan, &[], &mut |_, _| ControlFlow::Continue(()))?;
         Ok(())
     }
 
     /// Segments a scan in HU. `on_window` hears of windows that are done (done, all) and may stop the work.
     ///
     /// # Errors
-    /// [`ModelError::Stopped`] when `on_window` breaks; an image that cannot be resampled; a device that fails.
+    /// [`ModelError::Stopped`] when `on_window` breaks; an image that cannot be resampled; clicks that the model does not
+    /// take, or outside of the scan; a device that fails.
     pub fn segment(
         &self,
         scan: &Volume<f32>,
+        clicks: &[Click],
         on_window: &mut dyn FnMut(usize, usize) -> ControlFlow<()>,
     ) -> Result<Segmentation, ModelError> {
         let mirror = self.mirror.as_deref();
-        segment(&self.net, &self.manifest, mirror, scan, on_window)
+        segment(&self.net, &self.manifest, mirror, scan, clicks, on_window)
+    }
+
+    /// Segments a scan and keeps what further clicks on it need. Its logits lie in the memory of the host, whatever the
+    /// device: windows go to a GPU one by one, and their answers come back.
+    ///
+    /// # Errors
+    /// As [`Segmenter::segment`].
+    pub fn open(
+        &self,
+        scan: &Volume<f32>,
+        clicks: &[Click],
+        on_window: &mut dyn FnMut(usize, usize) -> ControlFlow<()>,
+    ) -> Result<OpenScan, ModelError> {
+        self.window_by_window(|net| OpenScan::new(net, &self.manifest, scan, clicks, on_window))
+    }
+
+    /// Bytes of memory that a scan on this grid would hold when it is open.
+    pub fn open_bytes(&self, scan: &Geometry) -> usize {
+        let spacing_mm = scan.spacing_mm();
+        let network_mm = self.manifest.preprocessing.spacing_mm.unwrap_or(spacing_mm);
+        let voxels = scan.voxel_count() as f64;
+        let volume = |mm: [f64; 3]| mm.iter().product::<f64>();
+        let network = voxels * volume(spacing_mm) / volume(network_mm);
+        let floats = (self.manifest.network.class_num + 2) * size_of::<f32>();
+        (network * floats as f64 + voxels * size_of::<u16>() as f64) as usize
+    }
+
+    /// Asks the network about the windows of an open scan that see other clicks than before; returns how many times it was
+    /// asked. After an error the open scan is of no use any more.
+    ///
+    /// # Errors
+    /// As [`Segmenter::segment`].
+    pub fn update(
+        &self,
+        open: &mut OpenScan,
+        clicks: &[Click],
+        on_window: &mut dyn FnMut(usize, usize) -> ControlFlow<()>,
+    ) -> Result<usize, ModelError> {
+        self.window_by_window(|net| open.update(net, &self.manifest, clicks, on_window))
+    }
+
+    fn window_by_window<T>(
+        &self,
+        work: impl FnOnce(&dyn Forward) -> Result<T, ModelError>,
+    ) -> Result<T, ModelError> {
+        let net = self.net.by_windows();
+        let patch = self.manifest.patch;
+        let mirror = self.mirror.as_deref();
+        let mirrored = mirror.map(|mirror| Mirrored::new(net, mirror, patch));
+        let net = mirrored.as_ref().map_or(net, |net| net as &dyn Forward);
+        self.engine.guarded(|| work(net))
     }
 }
 
@@ -182,24 +241,19 @@ pub(in crate::model) fn segment(
     model: &ModelDescription,
     mirror: Option<&[u8]>,
     scan: &Volume<f32>,
+    clicks: &[Click],
     on_window: &mut dyn FnMut(usize, usize) -> ControlFlow<()>,
 ) -> Result<Segmentation, ModelError> {
-    // A tilted scan is shown to the network as the patient is; its labels return to the tilted grid.
-    if let Some(grid) = resample::upright(&scan.geometry).map_err(ImagingError::from)? {
-        let upright = resample::linear(scan, &grid, model.preprocessing.hu_window[0]);
-        let mut result = segment(net, model, mirror, &upright, on_window)?;
-        result.labels = resample::nearest(&result.labels, &scan.geometry, 0);
-        return Ok(result);
-    }
     let start = Instant::now();
-    let turn = orientation::to_lps(&scan.geometry);
-    let turned = turn.apply(scan);
-    let output = turned.geometry;
-    let prepared = prepare(turned, &model.preprocessing)?;
+    let prepared = Prepared::new(scan, model)?;
+    let sliding = Sliding {
+        clicks: prepared.clicks(model, clicks)?,
+        scan: &prepared,
+        classes: model.network.class_num,
+        mirror,
+    };
     let prepare_s = start.elapsed().as_secs_f64();
 
-    let air = normalise(super::sliding::AIR_HU, model.preprocessing.hu_window);
-    let sliding = Sliding::new(prepared, &output, model, mirror, air);
     let Blended {
         labels,
         stages,
@@ -212,51 +266,16 @@ pub(in crate::model) fn segment(
     };
 
     let finish = Instant::now();
-    let labels = Volume {
-        geometry: output,
-        voxels: labels,
-    };
-    let labels = turn.undo(&labels);
+    let labels = prepared.back(labels);
     let mut timings = vec![("prepare", prepare_s)];
     timings.extend(stages);
     if let Some((_, seconds)) = timings.iter_mut().find(|(stage, _)| *stage == "finish") {
         *seconds += finish.elapsed().as_secs_f64();
     }
     Ok(Segmentation {
-        labels: Volume {
-            geometry: scan.geometry,
-            voxels: labels.voxels,
-        },
+        labels,
         timings,
         windows,
         windows_skipped: skipped,
     })
-}
-
-/// A scan in LPS order as network input: resampled to the model's spacing, HU window to [-1, 1].
-pub(in crate::model) fn prepare(
-    scan: Volume<f32>,
-    preprocessing: &Preprocessing,
-) -> Result<Volume<f32>, ModelError> {
-    let mut scan = match preprocessing.spacing_mm {
-        None => scan,
-        Some(spacing_mm) => {
-            let grid = resample::grid_with_spacing(&scan.geometry, spacing_mm)
-                .map_err(ImagingError::from)?;
-            let tolerance_mm = 1e-3;
-            if grid.same_grid(&scan.geometry, tolerance_mm) {
-                scan
-            } else {
-                resample::linear(&scan, &grid, preprocessing.hu_window[0])
-            }
-        }
-    };
-    for value in &mut scan.voxels {
-        *value = normalise(*value, preprocessing.hu_window);
-    }
-    Ok(scan)
-}
-
-pub(super) fn normalise(hu: f32, [low, high]: [f32; 2]) -> f32 {
-    (hu.clamp(low, high) - low) / (high - low) * 2.0 - 1.0
 }

@@ -11,7 +11,7 @@ mod layers;
 mod net;
 mod plan;
 #[cfg(any(feature = "cuda", feature = "vulkan", feature = "cuda-sources"))]
-mod prepared;
+mod ready;
 mod record;
 
 pub use config::{ConfigError, PctNetConfig};
@@ -19,4 +19,4 @@ pub use layers::{DropoutStream, Mode};
 pub use net::PctNet;
 pub use plan::{Plan, StepTime, precision as precision_on_cpu};
 #[cfg(any(feature = "cuda", feature = "vulkan", feature = "cuda-sources"))]
-pub use prepared::Prepared;
+pub use ready::ReadyNet;

@@ -151,6 +151,7 @@ impl PretrainRequest {
             labels: LabelSchema::new(blends.collect())?,
             preprocessing,
             patch: self.options.fusion.patch,
+            clicks: None,
             trained: true,
             lineage: Lineage {
                 seed: Some(self.options.seed),

@@ -10,12 +10,14 @@ use crate::model::loss::Target;
 
 /// A patch on the device.
 pub struct Input<B: Kernels> {
-    /// `[1, 1, d, h, w]`.
+    /// `[1, 1, d, h, w]`, and with clicks their channels.
     pub voxels: Tensor<B, 5>,
     /// Classes, `[d, h, w]`.
     pub labels: Vec<u8>,
     /// Which classes were annotated in its case.
     pub annotated: Vec<bool>,
+    /// Number of the case in the store.
+    pub case: usize,
 }
 
 /// Patches `[d, h, w]` on the device; those that are only drawn are made here.
@@ -27,7 +29,8 @@ pub fn inputs<B: Kernels>(
 ) -> Vec<Input<B>> {
     let maker = B::patch_maker();
     let make = |patch: Patch| {
-        let annotated = cases[patch.case()].annotated.clone();
+        let case = patch.case();
+        let annotated = cases[case].annotated.clone();
         let sample = match (patch, &maker) {
             (Patch::Drawn(drawn), Some(maker)) => {
                 let (input, labels) = (maker.make)(&drawn.into_job(), device);
@@ -36,6 +39,7 @@ pub fn inputs<B: Kernels>(
                     voxels,
                     labels,
                     annotated,
+                    case,
                 };
             }
             (Patch::Drawn(drawn), None) => drawn.make(),
@@ -46,12 +50,13 @@ pub fn inputs<B: Kernels>(
             voxels: Tensor::from_data(data, device),
             labels: sample.labels,
             annotated,
+            case,
         }
     };
     patches.into_iter().map(make).collect()
 }
 
-/// The voxels `[batch, 1, d, h, w]` of patches `[d, h, w]` that go through the network together, and what it should say.
+/// The voxels `[batch, channels, d, h, w]` of patches `[d, h, w]` that go through the network together, and what it should say.
 pub fn together<B: Kernels>(
     inputs: &[Input<B>],
     size: [usize; 3],

@@ -9,6 +9,7 @@
 //! | `store` | cases on the model's grid, on disk while training runs; where patches are centred |
 //! | `samples`, `augment` | a patch, and what is done to it, in one interpolation |
 //! | `passes` | how patches go through the network: precision, how many at once |
+//! | `clicks` | where a person would click, for a model that learns to take clicks |
 //! | `gradients` | clipping, the frozen encoder, the running average of the weights |
 //! | `run`, `validate` | the steps, the validations, the way back from numbers that are not finite |
 //! | `checkpoint`, `kept` | a run between two steps |
@@ -20,12 +21,12 @@
 mod augment;
 mod batch;
 pub(super) mod checkpoint;
+mod clicks;
 mod data;
 mod gradients;
 mod kept;
 mod optimiser;
 mod passes;
-mod recent;
 mod request;
 mod run;
 mod samples;

@@ -14,7 +14,6 @@ use super::gradients;
 use super::kept::{Best, Kept};
 use super::optimiser::{AdamOf, Schedule, adam};
 use super::passes::Passes;
-use super::recent::Recent;
 use super::request::{CheckpointPlan, EndedEarly, TrainEvent, TrainReport, TrainRequest};
 use super::samples::{Patch, Sampler};
 use super::store::StoredCase;
@@ -29,8 +28,10 @@ use crate::model::loss::deep_supervised;
 use crate::model::manifest::{Manifest, write_model};
 use crate::model::pct_net::{DropoutStream, Mode, PctNet};
 use crate::model::precision::{Precision, PrecisionChoice};
-use crate::model::weights::{LoadReport, State, export, import, is_head};
+use crate::model::weights::{LoadReport, State, export, fit_inputs, import, is_head};
 use crate::rng::Rng;
+use good::Good;
+use recent::Recent;
 
 /// Steps between two states that a run can be put back to.
 const GOOD_EVERY: usize = 100;
@@ -53,10 +54,13 @@ pub fn train(
         Some(dir) => {
             let manifest = Manifest::read(dir)?;
             let mut state = manifest.read_weights(dir)?;
+            let mut inputs = manifest.network.in_chns;
             if manifest.labels != model.labels {
-                // Even where their number is the same, the old outputs mean other structures.
+                // Even where their number is the same, the old outputs and clicks mean other structures.
                 state.retain(|name, _| !is_head(name));
+                inputs = 1;
             }
+            fit_inputs(&mut state, inputs, model.network.in_chns);
             Some((state, manifest))
         }
     };
@@ -87,13 +91,6 @@ struct Trainer<'a, B: Kernels> {
     notes: Vec<CaseNote>,
     /// When the run was saved last, and how long that took.
     saved_last: Option<(Instant, Duration)>,
-}
-
-/// A state to return to.
-struct Good {
-    step: usize,
-    tensors: State,
-    average: Option<State>,
 }
 
 /// What came of one step's patches.
@@ -305,7 +302,11 @@ impl<'a, B: Kernels> Trainer<'a, B> {
         let options = &self.request.options;
         let size = self.request.model.patch;
         let named = batch::names(&patches, cases);
-        let inputs = batch::inputs::<B>(patches, cases, size, &self.device);
+        let mut inputs = batch::inputs::<B>(patches, cases, size, &self.device);
+        let clicks = self.clicks(step, &inputs, cases);
+        for (input, clicks) in inputs.iter_mut().zip(&clicks) {
+            input.voxels = self.with_clicks(input, cases, clicks);
+        }
         let dropout = DropoutStream::new(Rng::new(options.seed).named("dropout").at(step as u64));
         let (value, grads) = self.passes.gradients(&self.net, &inputs, |part| {
             let (input, target) = batch::together(part, size, &self.device);
@@ -369,34 +370,6 @@ impl<'a, B: Kernels> Trainer<'a, B> {
             reason,
             rate_scale: self.kept.rate_scale,
         }))
-    }
-
-    fn state(&self, step: usize) -> Good {
-        Good {
-            step,
-            tensors: checkpoint::take(&self.net, &self.optimiser, self.mode()),
-            average: self.average_state(),
-        }
-    }
-
-    fn average_state(&self) -> Option<State> {
-        let average = self.average.as_ref()?;
-        Some(export(average, self.mode()))
-    }
-
-    fn put_back(&mut self, tensors: &State) -> Result<(), ModelError> {
-        // Running statistics of a forward pass wait to be taken in; they must not come after the old ones.
-        drop(self.net.valid());
-        let (net, optimiser) = (self.net.clone(), self.optimiser.clone());
-        (self.net, self.optimiser) =
-            checkpoint::put_back(tensors, net, optimiser, self.mode(), &self.device)?;
-        Ok(())
-    }
-
-    fn put_average_back(&mut self, state: Option<&State>) {
-        if let (Some(average), Some(state)) = (self.average.take(), state) {
-            self.average = Some(import(average, state, self.mode()).0);
-        }
     }
 
     /// What defines the run, as text.
@@ -594,5 +567,8 @@ impl<'a, B: Kernels> Trainer<'a, B> {
     }
 }
 
+mod good;
+mod input;
+mod recent;
 #[cfg(test)]
 mod tests;

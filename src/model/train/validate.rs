@@ -21,7 +21,7 @@ pub fn dice_on(
     let mut per_case = Vec::with_capacity(cases.len());
     for case in cases {
         let (case, _) = load(case, classes).map_err(|note| ModelError::Data(note.to_string()))?;
-        let result = match segment(net, model, mirror, &case.scan, &mut |_, _| between()) {
+        let result = match segment(net, model, mirror, &case.scan, &[], &mut |_, _| between()) {
             Err(ModelError::Stopped) => return Ok(ControlFlow::Break(())),
             result => result?,
         };

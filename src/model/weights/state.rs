@@ -90,6 +90,26 @@ pub(crate) fn is_head(name: &str) -> bool {
     name.contains(".out_conv")
 }
 
+/// Makes the first convolution of a file's tensors take `channels` inputs: those of the first `kept` stay, further ones
+/// have weights of zero, so that the network answers as before whatever they hold.
+pub(crate) fn fit_inputs(state: &mut State, kept: usize, channels: usize) {
+    let first = state.iter_mut().filter(|(name, tensor)| {
+        name.starts_with("embeddings.") && name.ends_with(".proj.weight") && tensor.shape.len() == 5
+    });
+    for (_, tensor) in first {
+        let [outputs, inputs] = [tensor.shape[0], tensor.shape[1]];
+        let kernel = tensor.values.len() / (outputs * inputs).max(1);
+        let mut values = vec![0.0; outputs * channels * kernel];
+        let taken = kept.min(inputs).min(channels) * kernel;
+        for output in 0..outputs {
+            values[output * channels * kernel..][..taken]
+                .copy_from_slice(&tensor.values[output * inputs * kernel..][..taken]);
+        }
+        tensor.values = values;
+        tensor.shape[1] = channels;
+    }
+}
+
 /// All parameters and running statistics of a network.
 pub fn export<B: Kernels>(net: &PctNet<B>, resolution_mode: u8) -> State {
     let mut exporter = Exporter {

@@ -345,7 +345,7 @@ impl Replay<'_> {
             let scan = read_scan(&case.image, &Budget::default())?.volume;
             let truth = read_label(&case.label, &Budget::default())?;
             let on = &mut *self.on;
-            let found = segmenter.segment(&scan, &mut |_, _| on(Event::Between))?;
+            let found = segmenter.segment(&scan, &[], &mut |_, _| on(Event::Between))?;
             let truth = truth
                 .layers
                 .first()

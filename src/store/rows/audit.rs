@@ -24,7 +24,7 @@ impl Database {
     }
 
     /// How many rows were ever appended to the audit log.
-    pub(in crate::store) async fn audit_rows_written(&self) -> Result<i64, StoreError> {
+    pub async fn audit_rows_written(&self) -> Result<i64, StoreError> {
         Ok(sqlx::query_scalar(sql!("audit_written"))
             .fetch_one(&self.readers)
             .await?)

@@ -89,6 +89,13 @@ impl Database {
             .await?)
     }
 
+    /// How many images were read since they are as they are.
+    pub async fn images_read(&self) -> Result<i64, StoreError> {
+        Ok(sqlx::query_scalar(sql!("images_read"))
+            .fetch_one(self.readers())
+            .await?)
+    }
+
     /// How many revisions of labels were ever added.
     pub async fn labels_written(&self) -> Result<i64, StoreError> {
         Ok(sqlx::query_scalar(sql!("labels_written"))
@@ -214,7 +221,7 @@ pub async fn put_image(tx: &mut SqliteConnection, row: &ImageRecord) -> Result<(
 }
 
 /// Adds images of the studies folder whose ids are new: a JSON array of id, suffix, file name, size
-/// in bytes and time of the last change in milliseconds. An id that is known by now stays as it is.
+/// in bytes, time of the last change in milliseconds, and info (JSON as text). An id that is known by now stays as it is.
 pub async fn add_study_images(tx: &mut SqliteConnection, rows: &str) -> Result<(), StoreError> {
     sqlx::query(sql!("images_add_many"))
         .bind(rows)

@@ -3,7 +3,9 @@
 pub mod dicom;
 mod http;
 mod inspect;
+pub mod pacs;
 mod process;
+mod tiny;
 mod worker;
 
 use std::path::{Path, PathBuf};
@@ -26,6 +28,7 @@ use tokio::task::JoinHandle;
 pub use http::{Http, Reply, multipart};
 pub use inspect::{inspect, numbers};
 pub use process::{Process, children, kill_9, shared};
+pub use tiny::{organs, tiny_model, tiny_site};
 pub use worker::FakeWorker;
 
 /// 2023-11-14 22:13:20 UTC.
@@ -81,7 +84,7 @@ impl TestServer {
         }
         let labels = LabelSchema::new(vec!["spleen".into(), "liver".into()]).unwrap();
         let open = OpenProject {
-            studies,
+            studies: studies.into(),
             data: folder.path().join("data"),
             labels: labels.clone(),
             clock: clock.clone(),

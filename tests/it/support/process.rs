@@ -6,7 +6,7 @@ use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
-use super::Http;
+use super::http::Http;
 
 /// The folder of shared test data, or `None` with the reason printed.
 pub fn shared(part: &str) -> Option<PathBuf> {
@@ -35,11 +35,21 @@ pub struct Process {
 impl Process {
     /// Starts a server on a free port and waits for its ready line; its log is added to `log`.
     pub fn serve<S: AsRef<OsStr>>(log: &Path, arguments: impl IntoIterator<Item = S>) -> Self {
+        Self::serve_with(log, arguments, &[])
+    }
+
+    /// As `serve`, with more variables in its environment.
+    pub fn serve_with<S: AsRef<OsStr>>(
+        log: &Path,
+        arguments: impl IntoIterator<Item = S>,
+        variables: &[(&str, &str)],
+    ) -> Self {
         let log = File::options().create(true).append(true).open(log).unwrap();
         let mut child = Command::new(env!("CARGO_BIN_EXE_fewlabel"))
             .args(["serve", "--port", "0"])
             .args(arguments)
             .env_remove("RUST_LOG")
+            .envs(variables.iter().copied())
             .stdout(Stdio::piped())
             .stderr(log)
             .spawn()

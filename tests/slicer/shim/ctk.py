@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from PySide6 import QtCore, QtGui
+from PySide6 import QtCore, QtGui, QtWidgets
 
 import qt
 
@@ -34,7 +34,9 @@ class ctkCollapsibleButton(qt.QWidget):
     def paintEvent(self, event: QtGui.QPaintEvent) -> None:
         painter = QtGui.QPainter(self)
         header = QtCore.QRect(0, 0, QtCore.QObject.property(self, "width"), _HEADER_PX - 4)
-        painter.fillRect(header, QtGui.QColor("#d8dde3"))
+        palette = QtWidgets.QWidget.palette(self)
+        painter.fillRect(header, palette.color(QtGui.QPalette.Button).darker(110))
+        painter.setPen(palette.color(QtGui.QPalette.ButtonText))
         mark = "▸" if self._collapsed else "▾"
         painter.drawText(header.adjusted(6, 0, 0, 0), QtCore.Qt.AlignVCenter, f"{mark} {self._text}")
         painter.end()

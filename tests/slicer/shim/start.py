@@ -67,13 +67,27 @@ class qSlicerMarkupsPlaceWidget(qMRMLWidget):
         return self._node
 
 
+class _Effect:
+    """A tool of the Segment Editor, which remembers its parameters."""
+
+    def __init__(self) -> None:
+        self.parameters: dict[str, Any] = {}
+
+    def setParameter(self, name: str, value: Any) -> None:
+        self.parameters[name] = value
+
+
 class qMRMLSegmentEditorWidget(qMRMLWidget):
     """Remembers what it is told, and says in pictures what it stands for; editing is done by the tests on the segmentation itself."""
 
     def __init__(self, parent: Any = None) -> None:
         super().__init__(parent)
         self.told: dict[str, Any] = {}
+        self._effects: dict[str, _Effect] = {}
         self.setMinimumHeight(70)
+
+    def effectByName(self, name: str) -> _Effect:
+        return self._effects.setdefault(name, _Effect())
 
     def paintEvent(self, event: Any) -> None:
         painter = QtGui.QPainter(self)

@@ -7,6 +7,7 @@ import unittest
 import numpy
 import slicer
 import slicer.util
+import vtk
 
 from FewlabelLib import labels, nrrd
 from FewlabelLib.mrml import MrmlScene
@@ -37,14 +38,56 @@ class FewlabelLayersTest(unittest.TestCase):
 
     def test_a_label_map_comes_back_as_it_was(self):
         scene = self.show(self.voxels)
-        self.assertEqual(scene.segments(), ["liver", "spleen"])
-        numpy.testing.assert_array_equal(scene.flat(self.schema).voxels, self.voxels)
-        numpy.testing.assert_allclose(scene.ijk_to_ras(), self.grid, atol=1e-5)
+        self.assertEqual(scene.copy().names, ["liver", "spleen"])
+        numpy.testing.assert_array_equal(scene.copy().flat(self.schema).voxels, self.voxels)
+        numpy.testing.assert_allclose(scene.copy().ijk_to_ras, self.grid, atol=1e-5)
 
     def test_gaps_and_deleted_segments_change_no_value(self):
         scene = self.show(numpy.where(self.voxels == 2, self.voxels, 0))
         scene.segmentation_node.GetSegmentation().RemoveSegment("liver")
-        self.assertEqual(set(numpy.unique(scene.flat(self.schema).voxels)), {0, 2})
+        self.assertEqual(set(numpy.unique(scene.copy().flat(self.schema).voxels)), {0, 2})
+
+    def test_what_lies_on_another_grid_is_copied_too(self):
+        scene = self.show(self.voxels)
+        other = slicer.vtkOrientedImageData()
+        other.SetExtent(0, 2, 0, 1, 0, 3)
+        other.AllocateScalars(vtk.VTK_UNSIGNED_CHAR, 1)
+        other.GetPointData().GetScalars().Fill(1)
+        matrix = vtk.vtkMatrix4x4()
+        scene.volume_node.GetIJKToRASMatrix(matrix)
+        for row in range(3):
+            # Voxels of twice the width.
+            matrix.SetElement(row, 0, 2 * matrix.GetElement(row, 0))
+        other.SetGeometryFromImageToWorldMatrix(matrix)
+        scene.segmentation_node.AddSegmentFromBinaryLabelmapRepresentation(other, "notes")
+        drawing = scene.copy()
+        self.assertEqual(drawing.names, ["liver", "spleen", "notes"])
+        numpy.testing.assert_array_equal(drawing.flat(self.schema).voxels, self.voxels)
+        notes = drawing.parts[2].mask(drawing.shape)
+        segment = scene.segmentation_node.GetSegmentation().GetSegmentIdBySegmentName("notes")
+        numpy.testing.assert_array_equal(notes, slicer.util.arrayFromSegmentBinaryLabelmap(scene.segmentation_node, segment, scene.volume_node) > 0)
+        self.assertTrue(notes[:, :2, :5].all())
+        self.assertFalse(notes[:, 2:].any())
+
+    def test_overlaps_and_unknown_values_of_a_draft(self):
+        hidden = numpy.flatnonzero(self.voxels == 2)[:3]
+        scene = MrmlScene()
+        voxels = numpy.where(self.voxels == 0, 7, self.voxels)
+        scene.show(Shown(Case("case", "case"), self.image, voxels, self.schema.names, self.grid, {"liver": hidden}), self.schema)
+        flat = scene.copy().flat(self.schema)
+        numpy.testing.assert_array_equal(flat.voxels, self.voxels)
+        numpy.testing.assert_array_equal(flat.covered["liver"], hidden)
+
+    def test_a_shown_surface_follows(self):
+        scene = self.show(self.voxels)
+        node = scene.segmentation_node
+        node.CreateClosedSurfaceRepresentation()
+        segment = node.GetSegmentation().GetSegmentIdBySegmentName("liver")
+        before = node.GetClosedSurfaceInternalRepresentation(segment).GetNumberOfPoints()
+        scene.put(numpy.where(self.voxels == 1, 0, self.voxels), self.grid, self.schema)
+        after = node.GetClosedSurfaceInternalRepresentation(segment)
+        self.assertGreater(before, 0)
+        self.assertFalse(after is not None and after.GetNumberOfPoints())
 
     def test_edits_are_noticed_and_own_changes_are_not(self):
         scene = self.show()
@@ -60,10 +103,10 @@ class FewlabelLayersTest(unittest.TestCase):
         scene = self.show(drawn)
         self.assertFalse(scene.can_undo())
         scene.put(self.voxels, self.grid, self.schema)
-        numpy.testing.assert_array_equal(scene.flat(self.schema).voxels, self.voxels)
+        numpy.testing.assert_array_equal(scene.copy().flat(self.schema).voxels, self.voxels)
         self.assertTrue(scene.can_undo())
         scene.undo()
-        numpy.testing.assert_array_equal(scene.flat(self.schema).voxels, drawn)
+        numpy.testing.assert_array_equal(scene.copy().flat(self.schema).voxels, drawn)
 
     def test_only_own_nodes_are_removed(self):
         mine = slicer.util.loadVolume(str(self.image), {"name": "mine"})
@@ -85,7 +128,7 @@ class FewlabelLayersTest(unittest.TestCase):
             scene.put(self.voxels, moved, self.schema)
         with self.assertRaises(ValueError):
             scene.show(Shown(Case("case 2", "case 2"), self.image, self.voxels[:3], self.schema.names, self.grid), self.schema)
-        numpy.testing.assert_array_equal(scene.flat(self.schema).voxels, self.voxels)
+        numpy.testing.assert_array_equal(scene.copy().flat(self.schema).voxels, self.voxels)
         self.assertEqual(len(slicer.util.getNodesByClass("vtkMRMLSegmentationNode")), 1)
 
 

@@ -310,7 +310,7 @@ impl ComputeServer for PaperServer {
 /// A pass and a training step of the full network, in each precision; on tensor units and without.
 fn passes() {
     use crate::model::loss::{Target, deep_supervised};
-    use crate::model::pct_net::{DropoutStream, Mode, PctNet, PctNetConfig, Prepared};
+    use crate::model::pct_net::{DropoutStream, Mode, PctNet, PctNetConfig, ReadyNet};
     use crate::model::precision::Precision;
     use burn::backend::Autodiff;
     use burn::tensor::Tensor;
@@ -330,7 +330,7 @@ fn passes() {
         let logits = net.forward_in(input, Mode::Train(&off), precision);
         deep_supervised(&logits, &target).backward();
         let input = Tensor::<Paper, 5>::zeros(shape, &device);
-        Prepared::new(&served, 1, size, precision).forward(input.clone());
+        ReadyNet::new(&served, 1, size, precision).forward(input.clone());
         served.forward_finest(input.cast(precision.dtype()), Mode::Eval);
     }
 }
@@ -388,12 +388,50 @@ fn patches() {
     (maker.fuse)(&job, &PaperDevice);
 }
 
+/// A whole scan, with clicks and asked twice.
+fn scans() {
+    use crate::model::kernels::{ClickMarks, Kernels, WindowJob, raw};
+    use burn::tensor::{DType, Tensor};
+
+    for dtype in [DType::F32, DType::BF16, DType::F16] {
+        let zeros = || raw(Tensor::<Paper, 1>::zeros([64], &PaperDevice));
+        let axes = [0; 3].map(|_| vec![(0, 1, 0.5); 4]);
+        let job = WindowJob {
+            scan: zeros(),
+            grid: [4; 3],
+            patch: [4; 3],
+            weights: zeros(),
+            classes: 2,
+            output: &axes,
+            mirror: Some(&[0, 1]),
+            clicks: Some(ClickMarks {
+                places: vec![(1, [2.0; 3])],
+                steps: [0.5; 3],
+                reach: 3.0,
+            }),
+        };
+        let Some(mut blend) = Paper::window_blend(job) else {
+            panic!("GPUs blend")
+        };
+        let starts = [[0; 3]];
+        for mirrored in [false, true] {
+            blend.gather(&starts, dtype, mirrored);
+        }
+        let shape = [1, 2, 4, 4, 4];
+        let logits = || raw(Tensor::<Paper, 5>::zeros(shape, &PaperDevice).cast(dtype));
+        blend.add(&starts, logits(), None);
+        blend.add(&starts, logits(), Some(logits()));
+        blend.label(0..4, 4);
+    }
+}
+
 /// Every kernel of inference and training written into the folder that `FEWLABEL_CUDA_SOURCES` names.
 #[test]
 fn gpu_cuda_sources() {
     passes();
     super::tiles::emulation::without(passes);
     patches();
+    scans();
     <Paper as burn::tensor::backend::Backend>::sync(&PaperDevice).unwrap();
     let written = WRITTEN.lock().unwrap();
     println!("{} kernels written", written.len());

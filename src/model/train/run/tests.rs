@@ -1,9 +1,11 @@
 use super::super::samples::Sample;
 use super::*;
+use crate::model::clicks::ClickGuidance;
 use crate::model::manifest::{Lineage, ModelDescription, Preprocessing};
 use crate::model::pct_net::PctNetConfig;
 use crate::model::schema::LabelSchema;
-use crate::model::train::TrainOptions;
+use crate::model::train::{TrainOptions, clicks};
+use crate::model::weights::{fit_inputs, to_f32};
 use burn_flex::Flex;
 
 const PATCH: [usize; 3] = PctNetConfig::SMALL_PATCH;
@@ -19,6 +21,7 @@ fn request(ema: Option<f64>) -> TrainRequest {
             labels,
             preprocessing: Preprocessing::default(),
             patch: PATCH,
+            clicks: None,
             trained: false,
             lineage: Lineage::made_by("trained"),
         },
@@ -133,4 +136,74 @@ fn the_rate_rises_over_the_warmup() {
     let trainer = Trainer::<Flex>::new(&request, None, Engine::Cpu, Default::default()).unwrap();
     assert!((trainer.rate(0) - 1e-3).abs() < 1e-9);
     assert!(trainer.rate(1) < trainer.rate(2) && trainer.rate(3) > trainer.rate(4));
+}
+
+/// Networks are held by value: three trainers in one function fill the 2 MiB of a test's thread when nothing is optimised.
+#[test]
+fn a_network_with_clicks_begins_as_the_one_without() {
+    std::thread::Builder::new()
+        .stack_size(16 << 20)
+        .spawn(begins_as_the_one_without)
+        .unwrap()
+        .join()
+        .unwrap();
+}
+
+fn begins_as_the_one_without() {
+    let without = request(None);
+    let plain = Trainer::<Flex>::new(&without, None, Engine::Cpu, Default::default()).unwrap();
+    let mut with = request(None);
+    let classes = with.model.network.class_num;
+    with.model.clicks = Some(ClickGuidance::default());
+    with.model.network.in_chns = ClickGuidance::channels(classes);
+    let mut state = export(&plain.net.valid(), 1);
+    fit_inputs(&mut state, 1, with.model.network.in_chns);
+    let manifest = Manifest {
+        format: 1,
+        model: without.model.clone(),
+        weights_sha256: String::new(),
+    };
+    let init = Some((state, manifest));
+    let clicks = Trainer::<Flex>::new(&with, init, Engine::Cpu, Default::default()).unwrap();
+    let report = clicks.init.as_ref().unwrap();
+    assert!(report.missing.is_empty() && report.reshaped.is_empty() && report.unused.is_empty());
+    let cases = [StoredCase::named("p1", classes)];
+    let inputs = batch::inputs::<Flex>(patches(1.0), &cases, PATCH, &Default::default());
+    let logits = |trainer: &Trainer<Flex>, clicks: &[clicks::PatchClick]| {
+        let input = trainer.with_clicks(&inputs[0], &cases, clicks);
+        to_f32(
+            trainer
+                .net
+                .valid()
+                .forward_finest(input, Mode::Eval)
+                .into_data(),
+        )
+    };
+    let at = [(1, [3, 4, 5])];
+    // Equal but for the order in which products are summed.
+    for (a, b) in logits(&plain, &[]).iter().zip(logits(&clicks, &at)) {
+        assert!((a - b).abs() < 1e-5, "{a} {b}");
+    }
+    // The simulated clicks of a step are the same again, about half of the samples get some, and they teach the new inputs.
+    let drawn: Vec<_> = (0..40)
+        .map(|step| clicks.clicks(step, &inputs, &cases))
+        .collect();
+    let some = drawn
+        .iter()
+        .filter(|clicks| clicks.iter().any(|c| !c.is_empty()))
+        .count();
+    assert!((10..=30).contains(&some), "{some} of 40");
+    let step = drawn
+        .iter()
+        .position(|clicks| clicks.iter().any(|c| !c.is_empty()))
+        .unwrap();
+    assert!(clicks.clicks(step, &inputs, &cases) == drawn[step]);
+    let Outcome::Gradients(_, grads) = clicks.step(step, patches(1.0), &cases) else {
+        panic!("finite numbers give gradients");
+    };
+    let mut learned = clicks;
+    let net = learned.net.clone();
+    learned.net = learned.optimiser.step(1e-2, net, grads);
+    let (with, without) = (logits(&learned, &at), logits(&learned, &[]));
+    assert!(with != without);
 }

@@ -55,9 +55,9 @@ pub(super) fn window_attention_in_map_on(
         .for_each(|task| {
             let (windows, head) = (groups[task / shape.heads].clone(), task % shape.heads);
             let windows: Vec<Window<'_>> = windows
-                .map(|window| Window {
-                    one: One::new(isa, bias, shape, window * shape.heads + head),
-                    runs: runs(&map.index[window * shape.tokens..][..shape.tokens]),
+                .map(|window| {
+                    let one = One::new(isa, bias, shape, window * shape.heads + head);
+                    Window::new(one, &map.index[window * shape.tokens..][..shape.tokens])
                 })
                 .collect();
             let channels = Channels {
@@ -76,7 +76,31 @@ const GROUP: usize = 6;
 
 struct Window<'a> {
     one: One<'a>,
+    /// All tokens.
     runs: Vec<Run>,
+    /// Those in the map. Nobody reads what the others would have asked: where a map is little wider than a window they are
+    /// most of all.
+    inside: Vec<Run>,
+    /// Number of each token in the map.
+    asking: Vec<usize>,
+}
+
+impl<'a> Window<'a> {
+    /// `index`: the voxel of each token, or [`EMPTY`].
+    fn new(one: One<'a>, index: &[u32]) -> Self {
+        let runs = runs(index);
+        let inside = runs.iter().filter(|run| run.voxel.is_some()).copied();
+        let tokens = index.iter().enumerate();
+        Self {
+            one,
+            inside: inside.collect(),
+            asking: tokens
+                .filter(|(_, voxel)| **voxel != EMPTY)
+                .map(|(token, _)| token)
+                .collect(),
+            runs,
+        }
+    }
 }
 
 /// The channels of a head.
@@ -121,7 +145,7 @@ fn in_map(windows: &[Window<'_>], channels: Channels<'_>, y: &Output<'_>) {
         for d in 0..dim {
             let values = [0, 1, 2].map(|part| channels.get(part, d));
             for (i, window) in windows.iter().enumerate() {
-                gather(values[0], &window.runs, &mut q[i * part + d * step..]);
+                gather(values[0], &window.inside, &mut q[i * part + d * step..]);
                 gather(values[1], &window.runs, &mut k[i * k_part + d * wide..]);
                 gather(values[2], &window.runs, &mut v[i * part + d * step..]);
             }
@@ -130,9 +154,9 @@ fn in_map(windows: &[Window<'_>], channels: Channels<'_>, y: &Output<'_>) {
             .chunks_exact_mut(part)
             .zip(k.chunks_exact(k_part))
             .zip(v.chunks_exact(part));
-        for (Window { one, .. }, ((q, k), v)) in windows.iter().zip(each) {
+        for (Window { one, asking, .. }, ((q, k), v)) in windows.iter().zip(each) {
             transpose(one.isa, v, step, dim, tokens, v_wide, one.narrow);
-            for block in ranges(tokens, rows) {
+            for block in ranges(asking.len(), rows) {
                 for (d, queries) in queries.chunks_exact_mut(rows).take(dim).enumerate() {
                     let (to, rest) = queries.split_at_mut(block.len());
                     to.copy_from_slice(&q[d * step + block.start..][..block.len()]);
@@ -141,8 +165,8 @@ fn in_map(windows: &[Window<'_>], channels: Channels<'_>, y: &Output<'_>) {
                 one.multiply(queries, dim, k, wide, scores);
                 // The weights of a query are divided by their sum after they were used: that is shorter.
                 let mut divisors = [1.0; MOST_ROWS];
-                for ((row, scores), divisor) in block
-                    .clone()
+                for ((&row, scores), divisor) in asking[block.clone()]
+                    .iter()
                     .zip(scores.chunks_exact_mut(wide))
                     .zip(&mut divisors)
                 {
@@ -165,7 +189,7 @@ fn in_map(windows: &[Window<'_>], channels: Channels<'_>, y: &Output<'_>) {
             let channel = (channels.first + d) * channels.voxels;
             for (window, q) in windows.iter().zip(q.chunks_exact(part)) {
                 let mut from = &q[d * step..];
-                for run in &window.runs {
+                for run in &window.inside {
                     let (now, next) = from.split_at(run.len);
                     if let Some(voxel) = run.voxel {
                         // SAFETY: no other task has these voxels of this channel.
@@ -185,7 +209,7 @@ const MOVE: usize = 8;
 const MOST_ROWS: usize = 16;
 
 /// Tokens that are neighbours in the map, or outside of it.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Run {
     /// The first one's voxel.
     voxel: Option<usize>,

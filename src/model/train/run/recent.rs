@@ -1,13 +1,15 @@
-//! The loss that is reported at the end.
+//! A running mean.
+
+use std::collections::VecDeque;
 
 /// Mean of the last few values.
 pub struct Recent {
-    values: std::collections::VecDeque<f32>,
+    values: VecDeque<f32>,
     len: usize,
 }
 
 impl Recent {
-    /// Of the last `len`.
+    /// Of the last `len` values.
     pub fn new(len: usize) -> Self {
         Self {
             values: Default::default(),
@@ -15,7 +17,7 @@ impl Recent {
         }
     }
 
-    /// One more.
+    /// Takes in a value.
     pub fn add(&mut self, value: f32) {
         if self.values.len() == self.len {
             self.values.pop_front();
@@ -23,7 +25,7 @@ impl Recent {
         self.values.push_back(value);
     }
 
-    /// Their mean; 0 of none.
+    /// 0 without values.
     pub fn mean(&self) -> f32 {
         self.values.iter().sum::<f32>() / self.values.len().max(1) as f32
     }

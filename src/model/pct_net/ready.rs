@@ -36,13 +36,13 @@ struct Step<B: Kernels> {
 }
 
 /// A network made ready for patches of one size and batches of any. It holds its own weights.
-pub struct Prepared<B: Kernels> {
+pub struct ReadyNet<B: Kernels> {
     /// Step `n` writes map `n + 1`; map 0 is the input.
     steps: Vec<Step<B>>,
     dtype: DType,
 }
 
-impl<B: Kernels> Prepared<B> {
+impl<B: Kernels> ReadyNet<B> {
     /// The finest scale of `net` for patches `[depth, height, width]`, which must divide by the network's stride, with
     /// `channels` input channels, with activations and products of `precision`.
     pub fn new(net: &PctNet<B>, channels: usize, patch: [usize; 3], precision: Precision) -> Self {

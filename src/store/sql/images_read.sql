@@ -1,0 +1,1 @@
+SELECT count(*) FROM images WHERE sha256 IS NOT NULL
