@@ -46,7 +46,8 @@ def call(*command: object, env: dict | None = None) -> subprocess.CompletedProce
 
 def reason(done: subprocess.CompletedProcess) -> str:
     lines = [line for line in done.stderr.strip().splitlines() if line]
-    return lines[-1] if lines else f"exit status {done.returncode}"
+    errors = [line for line in lines if line.startswith("error: ")]
+    return (errors or lines or [f"exit status {done.returncode}"])[-1]
 
 
 def usable(binary: str, device: str) -> tuple[list[str], str]:
@@ -234,11 +235,18 @@ def main() -> None:
     args = parser.parse_args()
     shared = Path(os.environ.get("FEWLABEL_SHARED", HERE.parent.parent.parent / "shared"))
     counts = Counts()
+    for file in filter(None, [args.binary, args.tests]):
+        if not (os.path.isfile(file) and os.access(file, os.X_OK)):
+            sys.exit(f"there is no program {file}; nothing is built here: bring one that was built with --features cuda (its folder is "
+                     "target/release, that of the test binary target/release/deps) and name it with --binary or --tests")
     precisions, told = usable(args.binary, args.device)
     if not precisions:
-        counts.skip(f"everything: {told}")
         # Without a GPU there is nothing to check; a GPU that cannot be used is a failure.
-        sys.exit(0 if "there is no NVIDIA driver" in told or "there is no Vulkan device" in told else 1)
+        if "there is no NVIDIA driver" in told or "there is no Vulkan device" in told:
+            counts.skip(f"everything: {told}")
+            sys.exit(0)
+        counts.check(f"the device {args.device}", False, told)
+        sys.exit(1)
     if args.device == "cpu":
         precisions = ["f32"]  # what it trains and compares in
     print(f"{told}: {', '.join(precisions)}", flush=True)

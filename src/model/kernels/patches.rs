@@ -2,10 +2,13 @@
 
 use burn::tensor::{backend::Backend, ops::FloatTensor};
 
+/// Values `[d, h, w]` on the device, and classes.
+pub type Made<B> = (FloatTensor<B>, Vec<u8>);
+
 /// A backend that makes patches, with the same steps as the host.
 pub struct PatchMaker<B: Backend> {
-    /// Values `[d, h, w]` and classes of a patch.
-    pub make: fn(&PatchJob, &B::Device) -> (FloatTensor<B>, Vec<u8>),
+    /// A patch.
+    pub make: fn(&PatchJob, &B::Device) -> Made<B>,
     /// Volume Fusion's network input `[d, h, w]`.
     pub fuse: fn(&FusionJob, &B::Device) -> FloatTensor<B>,
 }
