@@ -1,5 +1,5 @@
 //! A whole scan on the device: uploaded once, its windows cut, computed in batches, blended and labelled there; only the
-//! labels come back.
+//! labels come back. Windows that see a click go by way of the host, which draws it and sees to it that it is obeyed.
 
 use std::cell::Cell;
 use std::ops::ControlFlow;
@@ -112,7 +112,7 @@ impl<B: Kernels> OnDevice<B> {
             classes: sliding.classes,
             output: &axes,
             mirror: sliding.mirror,
-            clicks: sliding.clicks.as_ref().map(|clicks| clicks.marks()),
+            channels: self.config.in_chns,
         };
         let Some(mut blend) = B::window_blend(job) else {
             let reason = "it cannot blend windows".to_owned();
@@ -149,8 +149,20 @@ impl<B: Kernels> OnDevice<B> {
                 .collect();
             let air = all.len() - windows.len();
             (skipped, done) = (skipped + air, done + air);
-            for batch in windows.chunks(at_once) {
-                self.compute(&mut blend, batch, sliding.mirror.is_some());
+            // What a click changes is decided window by window on the host.
+            let clicks = sliding.clicks.as_ref();
+            let sees = |start: &[isize; 3]| clicks.is_some_and(|c| c.touch(*start, patch));
+            let (clicked, others): (Vec<_>, Vec<_>) = windows.into_iter().partition(sees);
+            let batches = others.chunks(at_once).chain(clicked.chunks(1));
+            for (number, batch) in batches.enumerate() {
+                if number < others.len().div_ceil(at_once) {
+                    self.compute(&mut blend, batch, sliding.mirror.is_some());
+                } else if let Some(logits) = sliding.logits(&self.on, batch[0]) {
+                    let [d, h, w] = patch;
+                    let data = TensorData::new(logits, [1, sliding.classes, d, h, w]);
+                    let logits = Tensor::<B, 5>::from_data(data, &self.on.device);
+                    blend.add(batch, raw(logits), None);
+                }
                 self.wait()?;
                 done += batch.len();
                 if on_window(done, total).is_break() {

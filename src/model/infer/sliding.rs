@@ -21,6 +21,20 @@ pub struct Sliding<'a> {
     pub mirror: Option<&'a [u8]>,
 }
 
+impl Sliding<'_> {
+    /// The network's logits of one window; none when it holds only air.
+    pub fn logits(&self, net: &dyn Forward, start: [isize; 3]) -> Option<Vec<f32>> {
+        let clicks = self.clicks.as_ref();
+        match self.mirror {
+            Some(mirror) => {
+                let net = Mirrored::new(net, mirror, self.scan.patch());
+                self.scan.logits(&net, start, clicks)
+            }
+            None => self.scan.logits(net, start, clicks),
+        }
+    }
+}
+
 /// Labels of all windows together.
 pub struct Blended {
     /// `[z, y, x]` of the output.
@@ -41,10 +55,6 @@ pub fn slide_on_host(
 ) -> Result<Blended, ModelError> {
     let start = Instant::now();
     let (scan, patch) = (sliding.scan, sliding.scan.patch());
-    let mirrored = sliding
-        .mirror
-        .map(|mirror| Mirrored::new(net, mirror, patch));
-    let net = mirrored.as_ref().map_or(net, |net| net as &dyn Forward);
     let weights = windows::gaussian(patch);
     let [zs, ys, xs] = scan.starts();
     let total = zs.len() * ys.len() * xs.len();
@@ -55,8 +65,8 @@ pub fn slide_on_host(
         blend.finish_below(z.max(0) as usize);
         finish_s += finish.elapsed().as_secs_f64();
         for (&y, &x) in ys.iter().flat_map(|y| xs.iter().map(move |x| (y, x))) {
-            match scan.window([z, y, x], sliding.clicks.as_ref()) {
-                Some(input) => blend.add([z, y, x], patch, &net.logits(input), &weights),
+            match sliding.logits(net, [z, y, x]) {
+                Some(logits) => blend.add([z, y, x], patch, &logits, &weights),
                 None => skipped += 1,
             }
             done += 1;

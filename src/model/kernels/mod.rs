@@ -39,4 +39,4 @@ pub use operations::{
 };
 pub(crate) use operations::{DICE_SMOOTHING, NORM_EPSILON, raw, wrap};
 pub use patches::{Bend, Cut, FusionJob, PatchJob, PatchMaker, Tap, ValueChanges};
-pub use windows::{ClickMarks, DeviceMemory, WindowBlend, WindowJob};
+pub use windows::{DeviceMemory, WindowBlend, WindowJob};

@@ -23,26 +23,14 @@ pub struct WindowJob<'a, B: Backend> {
     pub output: &'a [Vec<Between>; 3],
     /// For test-time augmentation: for each class the one on the other side of the body.
     pub mirror: Option<&'a [u8]>,
-    /// What a network that takes clicks sees beside the scan.
-    pub clicks: Option<ClickMarks>,
-}
-
-/// Clicks as input channels, one for each class: `exp(-q / 2)` where `q` is the square of the distance to the nearest click
-/// of the class, in standard deviations; 0 beyond `reach`.
-#[derive(Debug, Clone, PartialEq)]
-pub struct ClickMarks {
-    /// Class and continuous voxel `[z, y, x]` of the scan.
-    pub places: Vec<(usize, [f64; 3])>,
-    /// Standard deviations that a voxel is long, per axis.
-    pub steps: [f64; 3],
-    /// In standard deviations.
-    pub reach: f64,
+    /// Input channels of the network: the scan, and clicks if it takes any.
+    pub channels: usize,
 }
 
 /// Running weighted sums of logits of a band of slices, on the device. Windows come in order of their first slice.
 pub trait WindowBlend<B: Backend> {
-    /// The voxels of windows at `starts` (which may reach over the grid's edge: -1 there), and clicks if the job has any,
-    /// `[windows, channels, d, h, w]` of type `dtype`; `mirrored` exchanges left and right, also of clicks.
+    /// The voxels of windows at `starts` (which may reach over the grid's edge: -1 there), without clicks,
+    /// `[windows, channels, d, h, w]` of type `dtype`; `mirrored` exchanges left and right.
     fn gather(&self, starts: &[[isize; 3]], dtype: DType, mirrored: bool) -> FloatTensor<B>;
 
     /// Adds the logits `[windows, classes, d, h, w]` of the windows at `starts`; `mirrored` are those of the mirrored windows.

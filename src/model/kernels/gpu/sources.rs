@@ -388,9 +388,9 @@ fn patches() {
     (maker.fuse)(&job, &PaperDevice);
 }
 
-/// A whole scan, with clicks and asked twice.
+/// A whole scan, asked twice.
 fn scans() {
-    use crate::model::kernels::{ClickMarks, Kernels, WindowJob, raw};
+    use crate::model::kernels::{Kernels, WindowJob, raw};
     use burn::tensor::{DType, Tensor};
 
     for dtype in [DType::F32, DType::BF16, DType::F16] {
@@ -404,11 +404,7 @@ fn scans() {
             classes: 2,
             output: &axes,
             mirror: Some(&[0, 1]),
-            clicks: Some(ClickMarks {
-                places: vec![(1, [2.0; 3])],
-                steps: [0.5; 3],
-                reach: 3.0,
-            }),
+            channels: 3,
         };
         let Some(mut blend) = Paper::window_blend(job) else {
             panic!("GPUs blend")

@@ -14,27 +14,19 @@ use burn_cubecl::{
 use cubecl::prelude::*;
 
 use super::layout::{channels_last, empty, feature_map, over, upload, upload_floats};
-use crate::model::kernels::{ClickMarks, DeviceMemory, WindowBlend, WindowJob, windows::band_of};
+use crate::model::kernels::{DeviceMemory, WindowBlend, WindowJob, windows::band_of};
 
 /// Labels in one word: one byte each.
 const PACKED: usize = 4;
 
-/// `clicks` hold a place `[z, y, x]` each, `of_class` their classes.
+/// Channels after the first are those of clicks: none are there.
 #[cube(launch)]
 fn gather_windows_kernel<E: Float>(
     scan: &Tensor<f32>,
     starts: &Tensor<u32>,
-    clicks: &Tensor<f32>,
-    of_class: &Tensor<u32>,
-    partner: &Tensor<u32>,
     out: &mut Tensor<E>,
     units: usize,
     channels: usize,
-    marks: usize,
-    step_z: f32,
-    step_y: f32,
-    step_x: f32,
-    reach: f32,
     depth: u32,
     height: u32,
     width: u32,
@@ -65,27 +57,7 @@ fn gather_windows_kernel<E: Float>(
                 value = scan[(((z - d) * height + (y - h)) * width + (x - w)) as usize];
             }
         } else {
-            let mut class = (channel - 1) as u32;
-            if comptime![mirrored] {
-                class = partner[channel - 1];
-            }
-            let mut nearest = 2.0f32 * reach;
-            for mark in 0..marks {
-                if of_class[mark] == class {
-                    let along_z =
-                        (f32::cast_from(z) - f32::cast_from(d) - clicks[mark * 3]) * step_z;
-                    let along_y =
-                        (f32::cast_from(y) - f32::cast_from(h) - clicks[mark * 3 + 1]) * step_y;
-                    let along_x =
-                        (f32::cast_from(x) - f32::cast_from(w) - clicks[mark * 3 + 2]) * step_x;
-                    let square = along_z * along_z + along_y * along_y + along_x * along_x;
-                    nearest = f32::min(nearest, square);
-                }
-            }
             value = 0.0f32;
-            if nearest <= reach {
-                value = f32::exp(-0.5f32 * nearest);
-            }
         }
         out[at] = E::cast_from(value);
     }
@@ -241,44 +213,6 @@ fn label_slices_kernel(
     }
 }
 
-/// Clicks on the device.
-struct Marks<R: CubeRuntime> {
-    places: CubeTensor<R>,
-    of_class: CubeTensor<R>,
-    count: usize,
-    /// Input channels that show them, one for each class; 0 for a network without.
-    channels: usize,
-    steps: [f32; 3],
-    /// The square of it.
-    reach: f32,
-}
-
-impl<R: CubeRuntime> Marks<R> {
-    fn new(like: &CubeTensor<R>, clicks: Option<ClickMarks>, classes: usize) -> Self {
-        let channels = clicks.as_ref().map_or(0, |_| classes);
-        let clicks = clicks.unwrap_or(ClickMarks {
-            places: Vec::new(),
-            steps: [1.0; 3],
-            reach: 0.0,
-        });
-        let places = clicks.places.iter().flat_map(|(_, place)| *place);
-        let mut places: Vec<f32> = places.map(|v| v as f32).collect();
-        let of_class = clicks.places.iter().map(|(class, _)| *class as u32);
-        let mut of_class: Vec<u32> = of_class.collect();
-        // No buffer is empty.
-        places.resize(places.len().max(3), 0.0);
-        of_class.resize(of_class.len().max(1), 0);
-        Self {
-            places: upload_floats(like, &places),
-            of_class: upload(like, &of_class),
-            count: clicks.places.len(),
-            channels,
-            steps: clicks.steps.map(|step| step as f32),
-            reach: (clicks.reach * clicks.reach) as f32,
-        }
-    }
-}
-
 /// The sums of a band of slices, slice `z` at place `z % band`.
 struct Band<R: CubeRuntime> {
     scan: CubeTensor<R>,
@@ -288,7 +222,7 @@ struct Band<R: CubeRuntime> {
     /// `[band, height, width]`.
     totals: CubeTensor<R>,
     partner: CubeTensor<R>,
-    marks: Marks<R>,
+    channels: usize,
     nodes: CubeTensor<R>,
     shares: CubeTensor<R>,
     /// `[slice][word]`, four labels each.
@@ -326,7 +260,7 @@ pub fn blend<R: CubeRuntime, F: FloatElement, I: IntElement, BT: BoolElement>(
         sums: empty(&scan, [band * height * width * job.classes], DType::F32),
         totals: empty(&scan, [band * height * width], DType::F32),
         partner: upload(&scan, &partner),
-        marks: Marks::new(&scan, job.clicks, job.classes),
+        channels: job.channels,
         nodes: upload(&scan, &nodes),
         shares: upload_floats(&scan, &shares),
         out: empty(&scan, [output[0] * words], DType::U32),
@@ -385,13 +319,12 @@ impl<R: CubeRuntime, F: FloatElement, I: IntElement, BT: BoolElement>
 {
     fn gather(&self, starts: &[[isize; 3]], dtype: DType, mirrored: bool) -> CubeTensor<R> {
         let [d, h, w] = self.patch;
-        let (marks, channels) = (&self.marks, 1 + self.marks.channels);
-        let out = empty(&self.scan, [starts.len(), d, h, w, channels], dtype);
+        let out = empty(&self.scan, [starts.len(), d, h, w, self.channels], dtype);
         let shifted: Vec<u32> = starts
             .iter()
             .flat_map(|start| [0, 1, 2].map(|a| (start[a] + self.patch[a] as isize) as u32))
             .collect();
-        let units = starts.len() * d * h * w * channels;
+        let units = starts.len() * d * h * w * self.channels;
         let (count, dim) = over(&out, units);
         let [depth, height, width] = self.grid.map(|side| side as u32);
         gather_windows_kernel::launch(
@@ -400,17 +333,9 @@ impl<R: CubeRuntime, F: FloatElement, I: IntElement, BT: BoolElement>
             dim,
             self.scan.clone().into_tensor_arg(),
             upload(&self.scan, &shifted).into_tensor_arg(),
-            marks.places.clone().into_tensor_arg(),
-            marks.of_class.clone().into_tensor_arg(),
-            self.partner.clone().into_tensor_arg(),
             out.clone().into_tensor_arg(),
             units,
-            channels,
-            marks.count,
-            marks.steps[0],
-            marks.steps[1],
-            marks.steps[2],
-            marks.reach,
+            self.channels,
             depth,
             height,
             width,
