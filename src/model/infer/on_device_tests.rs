@@ -46,37 +46,52 @@ fn model(names: &str, with_clicks: bool) -> ModelDescription {
     }
 }
 
-/// The same weights on the CPU and on the Vulkan device.
+/// The same weights on the CPU and on the GPU. A new network would say one class everywhere: the biases of its last layer
+/// are set so that none is ahead.
 fn networks(model: &ModelDescription, precision: Precision) -> (Network, Network) {
-    let mode = model.network.resolution_mode;
-    let cpu = PctNet::<Flex>::new(&model.network, 5, &Default::default()).unwrap();
+    let (config, mode) = (&model.network, model.network.resolution_mode);
+    let on_cpu = |net| {
+        let f32 = PrecisionChoice::Fixed(Precision::F32);
+        ready(Engine::Cpu, net, config, PATCH, f32, Default::default()).unwrap()
+    };
+    let new = || PctNet::<Flex>::new(config, 5, &Default::default()).unwrap();
+    let mut state = export(&new(), mode);
+    let voxels = PATCH.iter().product::<usize>();
+    let rng = Rng::new(8);
+    let mut noise: Vec<f32> = (0..voxels as u64)
+        .map(|i| rng.normal_at(i / 7) as f32 * 0.4)
+        .collect();
+    noise.resize(config.in_chns * voxels, 0.0);
+    let logits = on_cpu(new()).by_windows().logits(noise);
+    let (_, bias) = state
+        .iter_mut()
+        .find(|(name, _)| name.ends_with(".out_conv0.conv.2.bias"))
+        .unwrap();
+    assert_eq!(bias.values.len(), config.class_num);
+    for (bias, logits) in bias.values.iter_mut().zip(logits.chunks_exact(voxels)) {
+        *bias -= logits.iter().sum::<f32>() / voxels as f32;
+    }
     let engine = Engine::open(CHOICE).unwrap();
     let device = burn::tensor::ops::Device::<Gpu>::default();
-    let gpu = PctNet::<Gpu>::new(&model.network, 6, &device).unwrap();
-    let (gpu, report) = import(gpu, &export(&cpu, mode), mode);
-    assert!(report.missing.is_empty());
-    let f32 = PrecisionChoice::Fixed(Precision::F32);
-    let choice = PrecisionChoice::Fixed(precision);
-    let cpu = ready(
-        Engine::Cpu,
-        cpu,
-        &model.network,
-        PATCH,
-        f32,
-        Default::default(),
+    let (gpu, report) = import(
+        PctNet::<Gpu>::new(config, 6, &device).unwrap(),
+        &state,
+        mode,
     );
-    let gpu = ready(engine, gpu, &model.network, PATCH, choice, device);
-    (cpu.unwrap(), gpu.unwrap())
+    assert!(report.missing.is_empty());
+    let choice = PrecisionChoice::Fixed(precision);
+    let gpu = ready(engine, gpu, config, PATCH, choice, device).unwrap();
+    (on_cpu(import(new(), &state, mode).0), gpu)
 }
 
 /// Noise between two slabs of air.
 fn scan() -> Volume<f32> {
-    let shape = [52, 40, 60];
+    let shape = [36, 26, 50];
     let rng = Rng::new(3);
     let voxels = (0..shape.iter().product::<usize>() as u64)
         .map(|i| {
             let z = i as usize / (shape[1] * shape[2]);
-            let tissue = (16..34).contains(&z);
+            let tissue = (12..22).contains(&z);
             let rough = rng.normal_at(i / 7) as f32 * 200.0;
             if tissue { rough } else { -1000.0 }
         })
@@ -89,15 +104,15 @@ fn scan() -> Volume<f32> {
 const CLICKS: [Click; 3] = [
     Click {
         class: 1,
-        voxel: [20, 10, 15],
+        voxel: [14, 10, 15],
     },
     Click {
         class: 0,
-        voxel: [25, 30, 40],
+        voxel: [17, 20, 40],
     },
     Click {
         class: 3,
-        voxel: [30, 20, 59],
+        voxel: [20, 15, 49],
     },
 ];
 
@@ -108,46 +123,59 @@ fn away(ours: &Volume<u16>, want: &Volume<u16>) -> f64 {
     pairs.filter(|(a, b)| a != b).count() as f64 / want.voxels.len() as f64
 }
 
+/// Clicked voxels have the class of their click.
+fn obeyed(labels: &Volume<u16>, clicks: &[Click]) {
+    let [_, height, width] = labels.geometry.shape();
+    for Click { class, voxel } in clicks {
+        let [z, y, x] = *voxel;
+        assert_eq!(labels.voxels[(z * height + y) * width + x], *class);
+    }
+}
+
 #[test]
 fn gpu_whole_scan_is_labelled_as_on_the_cpu() {
     if !gpu_found() {
         return;
     }
     let scan = scan();
-    for (precision, bound, clicks) in [
-        (Precision::F32, 1e-3, &[][..]),
-        (Precision::F32, 1e-3, &CLICKS[..]),
-        (Precision::F16, 3e-2, &[][..]),
+    let named = model("left kidney,right kidney,liver", false);
+    let mirror = named.labels.mirrored();
+    let mirror = mirror.as_deref();
+    assert!(mirror.is_some());
+    for (precision, bound, clicks, mirrors) in [
+        (Precision::F32, 1e-3, &[][..], &[None, mirror][..]),
+        (Precision::F32, 1e-3, &CLICKS, &[mirror]),
+        (Precision::F16, 3e-2, &[], &[None]),
     ] {
         let model = model("left kidney,right kidney,liver", !clicks.is_empty());
         let (cpu, gpu) = networks(&model, precision);
-        let mirror = model.labels.mirrored();
-        let run = |net: &Network, mirror, clicks: &[Click], heard: &mut Vec<(usize, usize)>| {
-            segment(net, &model, mirror, &scan, clicks, &mut |done, all| {
-                heard.push((done, all));
-                ControlFlow::Continue(())
-            })
-            .unwrap()
-        };
-        for mirror in [None, mirror.as_deref()] {
+        for &mirror in mirrors {
             let mut heard = Vec::new();
-            let want = run(&cpu, mirror, clicks, &mut Vec::new());
-            let ours = run(&gpu, mirror, clicks, &mut heard);
+            let run = |net: &Network, heard: &mut Vec<(usize, usize)>| {
+                segment(net, &model, mirror, &scan, clicks, &mut |done, all| {
+                    heard.push((done, all));
+                    ControlFlow::Continue(())
+                })
+                .unwrap()
+            };
+            let want = run(&cpu, &mut Vec::new());
+            let ours = run(&gpu, &mut heard);
             assert_eq!(ours.windows, want.windows);
             assert_eq!(ours.windows_skipped, want.windows_skipped);
             assert!(want.windows > 0 && want.windows_skipped > 0);
             let away = away(&ours.labels, &want.labels);
+            eprintln!(
+                "{precision}, {} clicks: {away:e} of the voxels differ",
+                clicks.len()
+            );
             assert!(away <= bound, "{precision}: {away} of the voxels differ");
-            let labels: std::collections::BTreeSet<u16> =
-                want.labels.voxels.iter().copied().collect();
-            assert!(labels.len() > 1, "{labels:?}");
+            for class in 1..4 {
+                let count = want.labels.voxels.iter().filter(|l| **l == class).count();
+                assert!(count * 100 > want.labels.voxels.len(), "{count} of {class}");
+            }
             let all = ours.windows + ours.windows_skipped;
             assert_eq!(heard.last(), Some(&(all, all)));
-        }
-        if !clicks.is_empty() {
-            let [with, without] = [clicks, &[]].map(|c| run(&cpu, None, c, &mut Vec::new()));
-            let seen = away(&with.labels, &without.labels);
-            assert!(seen > 3.0 * bound, "{seen} of the voxels saw the clicks");
+            obeyed(&ours.labels, clicks);
         }
         let stopped = segment(&gpu, &model, None, &scan, &[], &mut |_, _| {
             ControlFlow::Break(())
@@ -165,11 +193,11 @@ fn gpu_open_scan_takes_clicks() {
     let (cpu, gpu) = networks(&model, Precision::F32);
     let go_on = &mut |_: usize, _: usize| ControlFlow::Continue(());
     let mut open = OpenScan::new(gpu.by_windows(), &model, &scan, &[], go_on).unwrap();
-    let before = open.labels();
     let asked = open
         .update(gpu.by_windows(), &model, &CLICKS, go_on)
         .unwrap();
-    assert!(asked > 0 && open.labels() != before);
+    assert!(asked > 0);
+    obeyed(&open.labels(), &CLICKS);
     let want = segment(&cpu, &model, None, &scan, &CLICKS, go_on).unwrap();
     let away = away(&open.labels(), &want.labels);
     assert!(away <= 1e-3, "{away} of the voxels differ");
