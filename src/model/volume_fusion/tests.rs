@@ -1,5 +1,5 @@
 use super::*;
-use crate::imaging::Geometry;
+use crate::imaging::{Geometry, Volume};
 use crate::rng::Rng;
 use proptest::prelude::*;
 
