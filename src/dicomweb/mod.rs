@@ -5,6 +5,7 @@
 //! | `address` | the one origin that is ever asked, and the paths below it |
 //! | `credentials` | what is shown to it, from the environment or a file |
 //! | `client` | requests with time limits, and when they are repeated |
+//! | `connection` | the proxy on the way, and the certificates that are trusted |
 //! | `query` | which series and instances there are (QIDO-RS) |
 //! | `series` | a whole series, checked instance by instance (WADO-RS) |
 //! | `cache` | series that were fetched, as zip files, the least recently used removed |
@@ -21,6 +22,7 @@
 mod address;
 mod cache;
 mod client;
+mod connection;
 mod credentials;
 mod error;
 mod multipart;

@@ -12,7 +12,8 @@
 //! | `labels` | labels as DICOM objects, and back |
 //! | `segmentation`, `segmentation_read` | Segmentation objects |
 //! | `structures`, `contour` | RT Structure Sets |
-//! | `origin`, `codes`, `encode` | what a result says about its scan and its structures; how a file is written |
+//! | `layers` | segments that may overlap |
+//! | `origin`, `encode` | what a result says about its scan; how a file is written |
 //!
 //! Rules where readers are known to differ, and what is done here:
 //! - Slices are ordered and spaced by their positions. A missing slice is refused; uneven slices are interpolated to an
@@ -26,12 +27,12 @@
 //!
 //! No value that could name a patient is kept or put into a message.
 
-mod codes;
 mod contour;
 mod dataset;
 mod encode;
 mod instance;
 mod labels;
+mod layers;
 mod origin;
 mod pixels;
 mod scan;
@@ -52,6 +53,7 @@ pub use segmentation::{Algorithm, Drawn, SegmentationKind};
 use super::budget::Budget;
 use super::error::ImagingError;
 use super::raster::Raster;
+use super::volume::Scan;
 use source::Source;
 
 /// Whether a file that begins like this is read here: DICOM, or a zip file.
@@ -94,6 +96,16 @@ pub(super) fn read(path: &Path, budget: &Budget) -> Result<Raster, ImagingError>
     let mut scans = open(path, budget)?;
     let scan = scans.only()?;
     scans.read(scan)
+}
+
+/// As [`read`], as HU.
+///
+/// # Errors
+/// As [`read`].
+pub(super) fn read_scan(path: &Path, budget: &Budget) -> Result<Scan, ImagingError> {
+    let mut scans = open(path, budget)?;
+    let scan = scans.only()?;
+    scans.read_scan(scan)
 }
 
 /// The files of a folder and its subfolders that [`open`] looks at.
