@@ -14,9 +14,9 @@ import pathlib
 HERE = pathlib.Path(__file__).parent
 SEPARATOR = b"\n~~file~~\n"
 """As in `src/lib.rs`."""
-LARGEST_FILE = 40_000
-LARGEST_LABEL = 150_000
-LARGEST_SERIES = 120_000
+LARGEST_FILE = 20_000
+LARGEST_LABEL = 60_000
+LARGEST_SERIES = 40_000
 """Bytes. Longer inputs are slow, and say nothing more."""
 FILES = 24
 
