@@ -5,6 +5,9 @@
 //! started from one without them then answers what that one answered. After T. Sakinis and others, Interactive Segmentation
 //! of Medical Images through Fully Convolutional Neural Networks (arXiv 1903.08205), and A. Diaz-Pinto and others, DeepEdit
 //! (arXiv 2305.10655).
+//!
+//! How far a click spreads is what the network has learned. That the clicked voxel itself gets its class is promised: where
+//! the network does not follow, its logits are raised around the click ([`GridClicks::obey`]).
 
 use serde::{Deserialize, Serialize};
 
@@ -12,6 +15,15 @@ use crate::imaging::Geometry;
 
 /// Standard deviations after which a click is not seen any more.
 const REACH: f64 = 3.0;
+
+/// How far ahead of every other class, in logits, the class of a click is put where the network did not follow.
+const LEAD: f32 = 0.1;
+
+/// What is left of a click where one of another class is as near: the two contradict each other below that.
+const LEAST_SHARE: f32 = 0.05;
+
+/// Rounds over clicks that lie near each other.
+const MOST_ROUNDS: usize = 8;
 
 /// Standard deviation in voxels, at least.
 const LEAST_VOXELS: f64 = 1.5;
@@ -121,6 +133,79 @@ impl GridClicks {
         Some(box_)
     }
 
+    /// Raises logits `[classes, d, h, w]` of the window at `start` so that the voxels around each click in it have the class
+    /// of the click, where the network did not follow it: by the least multiple of the click's Gaussian that does, less
+    /// near clicks of other classes. Clicks that the network followed change nothing. Of clicks of several classes within
+    /// one voxel, not every one can be obeyed.
+    pub fn obey(&self, start: [isize; 3], size: [usize; 3], logits: &mut [f32]) {
+        // Neighbouring clicks of other classes give way to each other.
+        for _ in 0..MOST_ROUNDS {
+            if !self.raise(start, size, logits) {
+                break;
+            }
+        }
+    }
+
+    /// One round over all clicks; whether any was not followed.
+    fn raise(&self, start: [isize; 3], size: [usize; 3], logits: &mut [f32]) -> bool {
+        let mut raised = false;
+        let voxels = size.iter().product::<usize>();
+        let index = |[z, y, x]: [usize; 3]| (z * size[1] + y) * size[2] + x;
+        for &(class, place) in &self.places {
+            let share = |at: [usize; 3]| -> f32 {
+                let here = |place| self.brightness(place, start, at);
+                let others = self.places.iter().filter(|(other, _)| *other != class);
+                others.fold(here(place), |share, (_, other)| {
+                    share * (1.0 - here(*other))
+                })
+            };
+            let around = (0..8).filter_map(|corner| around(place, start, size, corner));
+            let raise = around
+                .map(|at| {
+                    let of = |class: usize| logits[class * voxels + index(at)];
+                    let others = (0..self.classes).filter(|other| *other != class);
+                    let most = others.map(of).fold(f32::MIN, f32::max);
+                    let lead = of(class) - most;
+                    match lead < LEAD {
+                        // A little more, or rounding would leave it to another round.
+                        true => (1.01 * LEAD - lead) / share(at).max(LEAST_SHARE),
+                        false => 0.0,
+                    }
+                })
+                .fold(0.0, f32::max);
+            let Some([z, y, x]) = self.reached(place, start, size).filter(|_| raise > 0.0) else {
+                continue;
+            };
+            raised = true;
+            for iz in z[0]..z[1] {
+                for iy in y[0]..y[1] {
+                    for ix in x[0]..x[1] {
+                        let at = [iz, iy, ix];
+                        logits[class * voxels + index(at)] += raise * share(at);
+                    }
+                }
+            }
+        }
+        raised
+    }
+
+    /// The Gaussian of a click at a voxel of the window at `start`, 0 beyond its reach.
+    fn brightness(&self, place: [f64; 3], start: [isize; 3], at: [usize; 3]) -> f32 {
+        let square: f64 = (0..3)
+            .map(|axis| self.square(place, start, axis, at[axis]))
+            .sum();
+        match square <= REACH * REACH {
+            true => (-0.5 * square).exp() as f32,
+            false => 0.0,
+        }
+    }
+
+    /// The square of a voxel's distance from a click along one axis, in standard deviations.
+    fn square(&self, place: [f64; 3], start: [isize; 3], axis: usize, voxel: usize) -> f64 {
+        let voxels = voxel as f64 - (place[axis] - start[axis] as f64);
+        (voxels * self.spacing_mm[axis] / self.guidance.sigma_mm).powi(2)
+    }
+
     /// Whether the window at `start` sees any of the clicks.
     pub fn touch(&self, start: [isize; 3], size: [usize; 3]) -> bool {
         self.places
@@ -137,25 +222,31 @@ impl GridClicks {
                 continue;
             };
             let channel = &mut input[first + class * voxels..][..voxels];
-            // The square of the distance along one axis, in standard deviations.
-            let part = |axis: usize, voxel: usize| {
-                let voxels = voxel as f64 - (place[axis] - start[axis] as f64);
-                (voxels * self.spacing_mm[axis] / self.guidance.sigma_mm).powi(2)
-            };
             for iz in z[0]..z[1] {
                 for iy in y[0]..y[1] {
-                    let row = (iz * size[1] + iy) * size[2];
                     for ix in x[0]..x[1] {
-                        let square = part(0, iz) + part(1, iy) + part(2, ix);
-                        if square <= REACH * REACH {
-                            let value = &mut channel[row + ix];
-                            *value = value.max((-0.5 * square).exp() as f32);
-                        }
+                        let value = &mut channel[(iz * size[1] + iy) * size[2] + ix];
+                        *value = value.max(self.brightness(place, start, [iz, iy, ix]));
                     }
                 }
             }
         }
     }
+}
+
+/// One of the eight voxels `[z, y, x]` of a window around a place of the grid, if it lies in the window.
+fn around(
+    place: [f64; 3],
+    start: [isize; 3],
+    size: [usize; 3],
+    corner: usize,
+) -> Option<[usize; 3]> {
+    let mut at = [0; 3];
+    for axis in 0..3 {
+        let voxel = place[axis].floor() as isize + (corner >> axis & 1) as isize - start[axis];
+        at[axis] = usize::try_from(voxel).ok().filter(|v| *v < size[axis])?;
+    }
+    Some(at)
 }
 
 #[cfg(test)]
@@ -172,6 +263,68 @@ mod tests {
         let sigma = |spacing| ClickGuidance::at_spacing(spacing).sigma_mm;
         assert_eq!(sigma([2.5, 1.5, 1.5]), 4.0);
         assert_eq!(sigma([3.0, 8.0, 8.0]), 12.0);
+    }
+
+    fn clicks(places: Vec<(usize, [f64; 3])>, spacing_mm: [f64; 3]) -> GridClicks {
+        GridClicks {
+            guidance: ClickGuidance::at_spacing(spacing_mm),
+            classes: 3,
+            spacing_mm,
+            places,
+        }
+    }
+
+    /// The class with the largest logit at a voxel.
+    fn class(logits: &[f32], voxel: usize) -> usize {
+        let of = |c: usize| logits[c * logits.len() / 3 + voxel];
+        (1..3).fold(0, |best, c| if of(c) > of(best) { c } else { best })
+    }
+
+    #[test]
+    fn a_click_that_was_followed_changes_nothing() {
+        let size = [4, 6, 6];
+        let mut logits: Vec<f32> = vec![0.0; 3 * 144];
+        logits[2 * 144..].fill(1.0);
+        let before = logits.clone();
+        clicks(vec![(2, [1.5, 2.5, 3.0])], [3.0; 3]).obey([0; 3], size, &mut logits);
+        assert_eq!(logits, before);
+        // Nor one that lies in another window.
+        clicks(vec![(1, [1.5, 2.5, 3.0])], [3.0; 3]).obey([4, 0, 0], size, &mut logits);
+        assert_eq!(logits, before);
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
+        /// Whatever the network said, all voxels around a click get its class, also beside a click of another class, and
+        /// nothing changes out of reach.
+        #[test]
+        fn clicks_are_obeyed(
+            seed in any::<u64>(), sure in 0.1..30.0f64, spacing in prop::array::uniform3(1.0..6.0f64),
+            first in prop::array::uniform3(2.0..5.0f64), apart in prop::array::uniform3(2.0..4.0f64), classes in (0usize..3, 0usize..3),
+        ) {
+            let size = [10, 11, 12];
+            let mut rng = crate::rng::Rng::new(seed);
+            let mut logits: Vec<f32> = (0..3 * 1320).map(|_| rng.range(-sure, sure) as f32).collect();
+            let before = logits.clone();
+            let start = [-2, 1, 3];
+            let place = |at: [f64; 3]| std::array::from_fn(|a| at[a] + start[a] as f64);
+            let second = std::array::from_fn(|a| first[a] + apart[a]);
+            let said = clicks(vec![(classes.0, place(first)), (classes.1, place(second))], spacing);
+            said.obey(start, size, &mut logits);
+            for (wanted, at) in &said.places {
+                for [z, y, x] in (0..8).filter_map(|corner| around(*at, start, size, corner)) {
+                    prop_assert_eq!(class(&logits, (z * 11 + y) * 12 + x), *wanted);
+                }
+            }
+            for voxel in 0..1320 {
+                let at = [voxel / 132, voxel / 12 % 11, voxel % 12];
+                if said.places.iter().all(|(_, place)| said.brightness(*place, start, at) == 0.0) {
+                    for c in 0..3 {
+                        prop_assert_eq!(logits[c * 1320 + voxel], before[c * 1320 + voxel]);
+                    }
+                }
+            }
+        }
     }
 
     proptest! {

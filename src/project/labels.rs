@@ -139,6 +139,13 @@ impl Project {
         rows.into_iter().map(LabelRow::from_record).collect()
     }
 
+    /// The accepted labels of all images there are, in order of first sight of the images.
+    pub async fn accepted_labels(&self) -> Result<Vec<LabelRow>, ProjectError> {
+        let database = &self.store().database;
+        let rows = database.labels_tagged(Tag::accepted().as_str()).await?;
+        rows.into_iter().map(LabelRow::from_record).collect()
+    }
+
     /// The images there are with an accepted label, and the structures that it declares to hold in full.
     pub async fn labelled_images(&self) -> Result<HashMap<String, Vec<String>>, ProjectError> {
         let rows = self

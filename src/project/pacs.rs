@@ -171,10 +171,7 @@ impl Project {
         if self.dicomweb().is_none() {
             return Ok(files);
         }
-        for label in self.all_labels().await? {
-            if label.tag != super::Tag::accepted() {
-                continue;
-            }
+        for label in self.accepted_labels().await? {
             let Some(image) = self.image(&label.image).await? else {
                 continue;
             };

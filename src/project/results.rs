@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 
 use super::images::object;
 use super::labels::{LabelRow, Origin};
-use super::{ImageRow, Project, ProjectError, Tag};
+use super::{ImageRow, Project, ProjectError};
 use crate::dicomweb::{Pacs, WebError};
 use crate::imaging::dicom::{self, Algorithm, Drawn, ResultKind};
 use crate::imaging::{Volume, read_label};
@@ -77,9 +77,9 @@ impl Project {
     /// Stores what was not stored yet, in the order of the images.
     async fn store_waiting(&self, pacs: &Pacs, how: StoreResults) -> Result<(), ProjectError> {
         let mut without_study = None;
-        for label in self.all_labels().await? {
+        for label in self.accepted_labels().await? {
             let is_approved = !how.approved_only || label.is_approved();
-            if label.tag != Tag::accepted() || !is_approved || label.info.contains_key(KEY) {
+            if !is_approved || label.info.contains_key(KEY) {
                 continue;
             }
             let Some(image) = self.image(&label.image).await? else {

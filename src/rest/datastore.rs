@@ -59,8 +59,7 @@ async fn everything(app: &App) -> Result<Value, ApiError> {
 
 /// Images with an accepted label, each with that label.
 async fn pairs(app: &App) -> Result<Vec<(ImageRow, LabelRow)>, ApiError> {
-    let labels = app.project.all_labels().await?.into_iter();
-    let accepted = labels.filter(|label| label.tag == Tag::accepted());
+    let accepted = app.project.accepted_labels().await?.into_iter();
     let mut by_image: HashMap<_, _> = accepted.map(|label| (label.image.clone(), label)).collect();
     let images = app.project.images().await?.into_iter();
     Ok(images

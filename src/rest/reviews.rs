@@ -22,8 +22,7 @@ use crate::project::{ImageId, LabelRow, Tag, Verdict};
 #[utoipa::path(get, path = "/reviews/", tag = "Review",
     responses((status = 200, description = "cases: image, revision, author, ts, annotated and review, the last submitted first")))]
 pub async fn list(State(app): State<App>) -> Result<Json<Value>, ApiError> {
-    let mut labels = app.project.all_labels().await?;
-    labels.retain(|label| label.tag == Tag::accepted());
+    let mut labels = app.project.accepted_labels().await?;
     labels.sort_by_key(|label| std::cmp::Reverse(label.ts));
     let cases: Vec<Value> = labels.iter().map(case).collect();
     Ok(Json(json!({ "cases": cases })))

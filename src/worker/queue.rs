@@ -46,9 +46,6 @@ impl Worker {
             // Nobody stopped this job: the server goes down. Its lease ends, and the next worker takes it up.
             return Ok(true);
         }
-        if claimed.job.kind == JobKind::Train {
-            conclude::tidy(&self.project, &claimed.job.id.to_string());
-        }
         let (progress, lines) = reporter.take();
         let finish = match outcome {
             Ok(result) => Finish::Done(result),
@@ -70,6 +67,12 @@ impl Worker {
                     "job {} is not this worker's any more: {error}",
                     claimed.job.id
                 );
+            }
+            let job = jobs.get(claimed.job.id).await;
+            // A round that another worker has taken up still needs what lies there.
+            let over = job.is_ok_and(|job| job.is_none_or(|job| job.state.is_finished()));
+            if over && claimed.job.kind == JobKind::Train {
+                conclude::tidy(&self.project, &claimed.job.id.to_string());
             }
         });
         Ok(true)

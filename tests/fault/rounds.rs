@@ -13,7 +13,7 @@ use tokio::runtime::Runtime;
 
 use crate::http::Http;
 use crate::process::{Process, children};
-use crate::tiny::tiny_site;
+use crate::tiny::{site_arguments, tiny_site};
 use crate::{Amount, site};
 
 /// Longest wait for anything.
@@ -22,17 +22,8 @@ const STUDIES: usize = 5;
 const STEPS: usize = 120;
 
 fn serve(dir: &Path) -> Process {
-    let path = |name: &str| dir.join(name).into_os_string();
-    let arguments = [
-        "--ahead".into(),
-        "0".into(),
-        "--studies".into(),
-        path("studies"),
-        "--data".into(),
-        path("data"),
-        "--model".into(),
-        path("model"),
-    ];
+    let no_proposals = ["--ahead", "0"].map(str::to_owned);
+    let arguments = no_proposals.into_iter().chain(site_arguments(dir));
     Process::serve(&dir.join("log"), arguments)
 }
 

@@ -12,7 +12,7 @@ use fewlabel::imaging::{LabelFormat, Volume, write_label};
 use fewlabel::project::{JobKind, JobState, Project};
 use serde_json::Value;
 
-use crate::support::{Http, Process, children, kill_9, multipart, tiny_site};
+use crate::support::{Http, Process, children, kill_9, multipart, site_arguments, tiny_site};
 
 /// Longest wait for anything; a test that needs it has failed.
 const PATIENCE: Duration = Duration::from_secs(180);
@@ -38,20 +38,8 @@ impl Site {
         self.dir.path().join(name)
     }
 
-    fn arguments(&self) -> [String; 6] {
-        let path = |name| self.path(name).to_str().unwrap().to_owned();
-        [
-            "--studies".into(),
-            path("studies"),
-            "--data".into(),
-            path("data"),
-            "--model".into(),
-            path("model"),
-        ]
-    }
-
     fn serve(&self) -> Process {
-        Process::serve(&self.path("server.log"), self.arguments())
+        Process::serve(&self.path("server.log"), site_arguments(self.dir.path()))
     }
 
     /// A label file that fits the study, with other bytes for every `variant`.
@@ -359,7 +347,7 @@ async fn a_second_server_is_refused_and_names_the_first() {
     let server = site.serve();
     let second = Command::new(env!("CARGO_BIN_EXE_fewlabel"))
         .args(["serve", "--port", "0"])
-        .args(site.arguments())
+        .args(site_arguments(site.dir.path()))
         .output()
         .unwrap();
     let text = String::from_utf8_lossy(&second.stderr).into_owned();

@@ -124,12 +124,10 @@ fn clicks_on_mistakes_are_seen() {
     eprintln!(
         "Dice {before:.3} without, {after:.3} with clicks; {right} of {all} clicked voxels as clicked"
     );
-    // Without clicks all of these voxels were wrong. So short a training follows some clicks only.
-    assert!(
-        right > 0,
-        "none of {all} clicked voxels is what was clicked"
-    );
-    assert!(after > before - 0.02, "{before} {after}");
+    // Without clicks all of these voxels were wrong.
+    assert!(all > 0);
+    assert_eq!(right, all, "voxels that are what was clicked");
+    assert!(after > before, "{before} {after}");
 }
 
 #[test]
@@ -307,7 +305,6 @@ async fn points_as_slicer_sends_them() {
         site.label(&site.infer(edit, none, None).await) == plain,
         "without points it is the model alone"
     );
-    // What the model makes of a click depends on how long it has learned; that it sees each does not.
     let mut changed = 0;
     for (value, name) in (1u16..).zip(ORGANS) {
         let point = site.inside(value);

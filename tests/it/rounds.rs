@@ -8,7 +8,7 @@ use fewlabel::imaging::phantom::{ORGANS, PhantomCase};
 use fewlabel::imaging::{LabelFormat, write_label};
 use serde_json::{Value, json};
 
-use crate::support::{Http, Process, children, kill_9, tiny_site};
+use crate::support::{Http, Process, children, kill_9, site_arguments, tiny_site};
 
 /// Longest wait for anything; a test that needs it has failed.
 const PATIENCE: Duration = Duration::from_secs(240);
@@ -42,15 +42,8 @@ impl Site {
     }
 
     fn serve(&self, more: &[&str]) -> Process {
-        let path = |name| self.path(name).to_str().unwrap().to_owned();
-        let mut arguments = vec![
-            "--studies".into(),
-            path("studies"),
-            "--data".into(),
-            path("data"),
-        ];
-        arguments.extend(["--model".into(), path("model")]);
-        arguments.extend(more.iter().map(|text| (*text).to_owned()));
+        let more = more.iter().map(|text| (*text).to_owned());
+        let arguments = site_arguments(self.dir.path()).into_iter().chain(more);
         Process::serve(&self.path("server.log"), arguments)
     }
 

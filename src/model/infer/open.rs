@@ -36,9 +36,9 @@ impl OpenScan {
         let places = places(&prepared);
         let mut windows = [0, 0];
         for (done, &place) in places.iter().enumerate() {
-            match prepared.window(place, guidance.as_ref()) {
-                Some(input) => {
-                    blend.add(place, model.patch, &net.logits(input), &weights);
+            match prepared.logits(net, place, guidance.as_ref()) {
+                Some(logits) => {
+                    blend.add(place, model.patch, &logits, &weights);
                     windows[0] += 1;
                 }
                 None => windows[1] += 1,
@@ -86,10 +86,9 @@ impl OpenScan {
         places.retain(|&place| changed.touch(place, model.patch));
         let mut asked = 0;
         for (done, &place) in places.iter().enumerate() {
-            let before = self.prepared.window(place, Some(&old));
-            if let (Some(before), Some(after)) = (before, self.prepared.window(place, Some(&new))) {
-                let before = net.logits(before);
-                let mut difference = net.logits(after);
+            let [before, after] =
+                [&old, &new].map(|clicks| self.prepared.logits(net, place, Some(clicks)));
+            if let (Some(before), Some(mut difference)) = (before, after) {
                 difference
                     .iter_mut()
                     .zip(before)

@@ -1,6 +1,7 @@
 //! A scan as the network sees it, window by window, and the way back.
 
 use super::blend::Blend;
+use super::segment::Forward;
 use super::windows;
 use crate::imaging::orientation::{self, Reorientation};
 use crate::imaging::{Geometry, ImagingError, Volume, resample};
@@ -113,12 +114,26 @@ impl Prepared {
     }
 
     /// The network's input of a window; none when it holds only air.
-    pub fn window(&self, start: [isize; 3], clicks: Option<&GridClicks>) -> Option<Vec<f32>> {
+    fn window(&self, start: [isize; 3], clicks: Option<&GridClicks>) -> Option<Vec<f32>> {
         let mut input = cut(&self.scan, start, self.patch, self.air)?;
         if let Some(clicks) = clicks {
             clicks.append(start, self.patch, &mut input);
         }
         Some(input)
+    }
+
+    /// The network's logits of a window; none when it holds only air.
+    pub fn logits(
+        &self,
+        net: &dyn Forward,
+        start: [isize; 3],
+        clicks: Option<&GridClicks>,
+    ) -> Option<Vec<f32>> {
+        let mut logits = net.logits(self.window(start, clicks)?);
+        if let Some(clicks) = clicks {
+            clicks.obey(start, self.patch, &mut logits);
+        }
+        Some(logits)
     }
 
     /// Values on the LPS grid as a volume on the grid of the scan.

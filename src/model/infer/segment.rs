@@ -300,11 +300,8 @@ pub(in crate::model) fn segment(
         blend.finish_below(z.max(0) as usize);
         finish_s += finish.elapsed().as_secs_f64();
         for (&y, &x) in ys.iter().flat_map(|y| xs.iter().map(move |x| (y, x))) {
-            match prepared.window([z, y, x], clicks.as_ref()) {
-                Some(input) => {
-                    let logits = net.logits(input);
-                    blend.add([z, y, x], model.patch, &logits, &weights);
-                }
+            match prepared.logits(net, [z, y, x], clicks.as_ref()) {
+                Some(logits) => blend.add([z, y, x], model.patch, &logits, &weights),
                 None => skipped += 1,
             }
             done += 1;

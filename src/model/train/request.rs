@@ -218,7 +218,7 @@ impl TrainRequest {
         folder.push(".cases");
         let model = &self.model;
         CaseStore::prepare(
-            self.out.with_file_name(folder),
+            &self.out.with_file_name(folder),
             &self.cases,
             model.network.class_num,
             &model.preprocessing,

@@ -51,6 +51,7 @@ pub struct Region {
 
 /// Prepared cases in a folder that goes with them.
 pub struct CaseStore {
+    /// Of this process: one that was told to end, but still works, removes its own files only.
     folder: PathBuf,
     cases: Vec<StoredCase>,
     /// Per class the cases in which it is annotated and there; background stays empty.
@@ -58,26 +59,29 @@ pub struct CaseStore {
 }
 
 impl CaseStore {
-    /// Prepares cases one after the other into `folder`, which is made, or emptied of an earlier run's files. Cases that
-    /// cannot be used are left out; `note` hears of each case, and what there is to say about it.
+    /// Prepares cases one after the other into a folder in `parent`, which is made, or emptied of earlier runs' files. Cases
+    /// that cannot be used are left out; `note` hears of each case, and what there is to say about it.
     ///
     /// # Errors
     /// A disk that does not take the files; no case left.
     pub fn prepare(
-        folder: PathBuf,
+        parent: &Path,
         cases: &[TrainCase],
         classes: usize,
         preprocessing: &Preprocessing,
         seed: u64,
         note: &mut dyn FnMut(Option<CaseNote>) -> Result<(), ModelError>,
     ) -> Result<Self, ModelError> {
+        for earlier in std::fs::read_dir(parent).into_iter().flatten().flatten() {
+            remove(&earlier.path());
+        }
+        let folder = parent.join(std::process::id().to_string());
         std::fs::create_dir_all(&folder).map_err(ModelError::io(&folder))?;
         let mut store = Self {
             folder,
             cases: Vec::new(),
             by_class: vec![Vec::new(); classes],
         };
-        store.remove_files();
         let mut first = None;
         for (number, case) in cases.iter().enumerate() {
             let remark = match load(case, classes) {
@@ -159,27 +163,26 @@ impl CaseStore {
         });
         Ok((number, centre))
     }
-
-    fn remove_files(&self) {
-        // Only what such a store has made; a folder that holds anything else stays.
-        for entry in std::fs::read_dir(&self.folder)
-            .into_iter()
-            .flatten()
-            .flatten()
-        {
-            let path = entry.path();
-            if path.extension().is_some_and(|end| end == SUFFIX) {
-                let _ = std::fs::remove_file(path);
-            }
-        }
-    }
 }
 
 impl Drop for CaseStore {
     fn drop(&mut self) {
-        self.remove_files();
-        let _ = std::fs::remove_dir(&self.folder); // a file that is left over harms nobody
+        remove(&self.folder);
+        if let Some(parent) = self.folder.parent() {
+            let _ = std::fs::remove_dir(parent); // stays while another run has its folder there
+        }
     }
+}
+
+/// Removes a store's folder. Only what a store has made: a folder that holds anything else stays.
+fn remove(folder: &Path) {
+    for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
+        let path = entry.path();
+        if path.extension().is_some_and(|end| end == SUFFIX) {
+            let _ = std::fs::remove_file(path); // a file that is left over harms nobody
+        }
+    }
+    let _ = std::fs::remove_dir(folder);
 }
 
 impl StoredCase {

@@ -132,6 +132,14 @@ impl Database {
             .await?)
     }
 
+    /// The current revisions of all present images under one tag, in order of first sight of the images.
+    pub async fn labels_tagged(&self, tag: &str) -> Result<Vec<LabelRecord>, StoreError> {
+        Ok(sqlx::query_as(sql!("labels_tagged"))
+            .bind(tag)
+            .fetch_all(self.readers())
+            .await?)
+    }
+
     /// Present images with a current label of that tag, and the structures that it declares to hold in full.
     pub async fn annotated(&self, tag: &str) -> Result<Vec<(String, Vec<String>)>, StoreError> {
         self.list(sqlx::query_scalar(sql!("labels_annotated")).bind(tag))

@@ -28,7 +28,7 @@ use tokio::task::JoinHandle;
 pub use http::{Http, Reply, multipart};
 pub use inspect::{inspect, numbers};
 pub use process::{Process, children, kill_9, shared};
-pub use tiny::{organs, tiny_model, tiny_site};
+pub use tiny::{organs, site_arguments, tiny_model, tiny_site};
 pub use worker::FakeWorker;
 
 /// 2023-11-14 22:13:20 UTC.

@@ -43,3 +43,16 @@ pub fn tiny_site(dir: &Path, names: &[String], shape: Option<[usize; 3]>) -> Vec
     tiny_model(&dir.join("model"), &organs());
     cases
 }
+
+/// The options of `fewlabel serve` for such a folder, with the server's own data in `data` there.
+pub fn site_arguments(dir: &Path) -> [String; 6] {
+    let path = |name| dir.join(name).to_str().unwrap().to_owned();
+    [
+        "--studies".into(),
+        path("studies"),
+        "--data".into(),
+        path("data"),
+        "--model".into(),
+        path("model"),
+    ]
+}

@@ -52,7 +52,7 @@ fn sampler(dir: &Path, cases: &[TrainCase], augment: Augment, size: [usize; 3]) 
         hu_window: [-300.0, 700.0],
     };
     let folder = dir.join("cases");
-    let store = CaseStore::prepare(folder, cases, CLASSES, &preprocessing, 1, &mut |note| {
+    let store = CaseStore::prepare(&folder, cases, CLASSES, &preprocessing, 1, &mut |note| {
         assert!(note.is_none_or(|note| !note.skipped));
         Ok(())
     })
@@ -147,7 +147,7 @@ fn every_class_is_drawn_as_often_and_only_where_it_was_annotated() {
     ];
     let mut noted = Vec::new();
     let store = CaseStore::prepare(
-        dir.path().join("cases"),
+        &dir.path().join("cases"),
         &cases,
         6,
         &Preprocessing::default(),
