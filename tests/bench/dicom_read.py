@@ -24,6 +24,7 @@ import SimpleITK
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, RLELossless, generate_uid
 
 SIDE = 512
+KINDS = ("uncompressed", "RLE", "JPEG lossless", "JPEG 2000")
 DIFFERENT = 12
 """Slices whose pixels differ; they come again and again, because packing them takes long."""
 READER = """
@@ -111,9 +112,10 @@ def main() -> None:
     parser.add_argument("program", help="what cargo bench --bench dicom_read --no-run built")
     parser.add_argument("--slices", type=int, default=300)
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=KINDS)
     arguments = parser.parse_args()
     different = planes()
-    for kind in ("uncompressed", "RLE", "JPEG lossless", "JPEG 2000"):
+    for kind in arguments.kinds:
         with tempfile.TemporaryDirectory() as name:
             folder = pathlib.Path(name)
             write(folder, arguments.slices, kind, different)

@@ -4,7 +4,7 @@
 use std::path::PathBuf;
 use std::time::Instant;
 
-use fewlabel::imaging::{Budget, read_raster, read_scan};
+use fewlabel::imaging::{Budget, ImagingError, read_raster, read_scan};
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
@@ -12,20 +12,20 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 /// Ticks of `/proc/self/stat` in a second.
 const TICKS: f64 = 100.0;
 
-fn main() {
+fn main() -> Result<(), ImagingError> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let [path, kind, ..] = arguments.as_slice() else {
         // `cargo bench` without a path runs every bench.
-        return;
+        return Ok(());
     };
     let (path, budget) = (PathBuf::from(path), Budget::default());
     let (before, busy, start) = (peak_mib(), processor_s(), Instant::now());
     let used = || (start.elapsed().as_secs_f64(), processor_s() - busy);
     let ((seconds, processor), sum) = if kind == "stored" {
-        let raster = read_raster(&path, &budget).expect("the image");
+        let raster = read_raster(&path, &budget)?;
         (used(), raster.values().sum::<f64>())
     } else {
-        let scan = read_scan(&path, &budget).expect("the image");
+        let scan = read_scan(&path, &budget)?;
         let used = used();
         (
             used,
@@ -36,6 +36,7 @@ fn main() {
     println!(
         r#"{{"seconds": {seconds}, "processor_s": {processor}, "before_mib": {before}, "peak_mib": {peak}, "sum": {sum}}}"#
     );
+    Ok(())
 }
 
 /// Largest resident memory of this process so far.

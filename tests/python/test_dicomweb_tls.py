@@ -26,7 +26,7 @@ def authority(folder: pathlib.Path) -> pathlib.Path:
     """The certificate of an authority of one's own, beside its key."""
     certificate = folder / "authority.pem"
     key = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-keyout", folder / "authority.key"]
-    openssl("req", "-x509", *key, "-subj", "/CN=Hospital authority", "-days", "30", "-out", certificate)
+    openssl("req", "-x509", *key, "-subj", f"/CN=Authority of {folder.name}", "-days", "30", "-out", certificate)
     return certificate
 
 

@@ -244,7 +244,7 @@ fn pieces_of_frames(
 ) -> Result<Vec<Range<usize>>, ImagingError> {
     let pieces = &fragments.pieces;
     if count == 1 {
-        return Ok(vec![0..pieces.len()]);
+        return Ok(std::iter::once(0..pieces.len()).collect());
     }
     if pieces.len() == count {
         return Ok((0..count).map(|frame| frame..frame + 1).collect());
