@@ -176,7 +176,7 @@ fn segment_file(
         Format::Label(_) => None,
     };
     let scan = match &source {
-        Some((scans, only, _)) => scans.read(*only)?.into_scan()?,
+        Some((scans, only, _)) => scans.read_scan(*only)?,
         None => read_scan(image, &budget)?,
     };
     let read_s = start.elapsed().as_secs_f64();

@@ -2,21 +2,17 @@
 
 use std::error::Error;
 use std::fmt;
-use std::sync::Arc;
 use std::time::Duration;
 
 use http_body_util::{BodyExt as _, Empty, Full, combinators::UnsyncBoxBody};
 use hyper::body::{Body as _, Bytes, Incoming};
 use hyper::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderValue, RETRY_AFTER};
 use hyper::{Method, Request, Response, StatusCode, Uri};
-use hyper_rustls::{ConfigBuilderExt as _, HttpsConnector, HttpsConnectorBuilder};
 use hyper_util::client::legacy::Client as Pool;
-use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
-use rustls::crypto::ring;
-use rustls::{ClientConfig, RootCertStore};
 
 use super::address::Address;
+use super::connection::{self, Connector};
 use super::credentials::Credentials;
 use super::error::WebError;
 
@@ -58,7 +54,7 @@ impl Default for Pace {
 /// A client of one server.
 pub(super) struct Client {
     pub address: Address,
-    pool: Pool<HttpsConnector<HttpConnector>, RequestBody>,
+    pool: Pool<Connector, RequestBody>,
     credentials: Credentials,
     pub pace: Pace,
 }
@@ -79,15 +75,7 @@ impl Client {
                 "the login for the DICOMweb server and all patients are sent without encryption; use its https address"
             );
         }
-        let mut tcp = HttpConnector::new();
-        tcp.enforce_http(false);
-        tcp.set_connect_timeout(Some(pace.connect));
-        tcp.set_nodelay(true);
-        let connector = HttpsConnectorBuilder::new()
-            .with_tls_config(trust(&address)?)
-            .https_or_http()
-            .enable_http1()
-            .wrap_connector(tcp);
+        let connector = connection::connector(&address, pace.connect)?;
         let pool = Pool::builder(TokioExecutor::new())
             .pool_timer(TokioTimer::new())
             .pool_max_idle_per_host(KEPT_CONNECTIONS)
@@ -123,9 +111,10 @@ impl Client {
         let answer = tokio::time::timeout(self.pace.answer, answer)
             .await
             .map_err(|_| WebError::Silent(self.pace.answer.as_secs()))?
-            .map_err(|error| match error.is_connect() {
-                true => WebError::Unreachable(innermost(&error)),
-                false => WebError::Cut,
+            .map_err(|error| match connection::certificate_fault(&error) {
+                Some(fault) => WebError::Certificate(fault),
+                None if error.is_connect() => WebError::Unreachable(innermost(&error)),
+                None => WebError::Cut,
             })?;
         let status = answer.status();
         // 304 is an answer to a condition of the client.
@@ -246,23 +235,6 @@ impl Attempts {
         self.left -= 1;
         Ok(())
     }
-}
-
-/// Trusts what the system trusts. Where nothing is encrypted, no certificate is needed.
-fn trust(address: &Address) -> Result<ClientConfig, WebError> {
-    let fault = |error: &dyn Error| {
-        WebError::Setup(format!(
-            "no certificates to trust were found on this system (SSL_CERT_FILE may name a file with them): {error}"
-        ))
-    };
-    let config = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
-        .with_safe_default_protocol_versions()
-        .map_err(|error| fault(&error))?;
-    let config = match address.is_encrypted() {
-        true => config.with_native_roots().map_err(|error| fault(&error))?,
-        false => config.with_root_certificates(RootCertStore::empty()),
-    };
-    Ok(config.with_no_client_auth())
 }
 
 /// An answer with a status of success.

@@ -12,6 +12,11 @@ pub enum WebError {
     /// Nobody answers.
     #[error("the DICOMweb server cannot be reached ({0}); look whether it runs, and repeat later")]
     Unreachable(String),
+    /// It is not who it should be, or nobody vouches for it.
+    #[error(
+        "the DICOMweb server's certificate is not accepted ({0}); --studies has to name the host that the certificate is for, and SSL_CERT_FILE the certificates (PEM) of an authority that this system does not trust by itself"
+    )]
+    Certificate(String),
     /// It did not answer in time.
     #[error("the DICOMweb server did not answer within {0} s; repeat later")]
     Silent(u64),

@@ -4,13 +4,12 @@
 //! |---|---|
 //! | `address` | the one origin that is ever asked, and the paths below it |
 //! | `credentials` | what is shown to it, from the environment or a file |
-//! | `client` | requests with time limits, and when they are repeated |
+//! | `client`, `connection` | requests with time limits, and when they are repeated; proxy and certificates |
 //! | `query` | which series and instances there are (QIDO-RS) |
 //! | `series` | a whole series, checked instance by instance (WADO-RS) |
 //! | `cache` | series that were fetched, as zip files, the least recently used removed |
 //! | `results` | labels stored as DICOM objects (STOW-RS) |
-//! | `multipart` | answers and requests of several parts |
-//! | `uid`, `error` | identifiers, and what can go wrong |
+//! | `multipart`, `uid`, `error` | bodies of several parts, identifiers, and what can go wrong |
 //!
 //! Metadata come first: a series is known from the query alone, and its instances are fetched when somebody needs them, all
 //! in one answer, those that a cut connection lost one by one. Frames and bulk data are never asked for one by one, because
@@ -21,6 +20,7 @@
 mod address;
 mod cache;
 mod client;
+mod connection;
 mod credentials;
 mod error;
 mod multipart;

@@ -15,6 +15,7 @@
 //! | [`phantom`] | a synthetic torso, a pure function of its seed |
 //! | [`scribbles`] | painted strokes become a mask: likelihoods and a minimum cut |
 //! | [`render`] | pictures of a scan with its labels |
+//! | [`terminology`] | what the names of structures mean, coded |
 //!
 //! Nothing here knows of projects, models or servers.
 
@@ -36,6 +37,7 @@ pub mod render;
 pub mod resample;
 pub mod sample;
 pub mod scribbles;
+pub mod terminology;
 pub mod volume;
 pub(crate) mod whole_file;
 
@@ -65,7 +67,14 @@ const READ_BUFFER_BYTES: usize = 1 << 18;
 /// # Errors
 /// Whatever is no complete, plausible, scalar 3-D image within `budget`.
 pub fn read_scan(path: &Path, budget: &Budget) -> Result<Scan, ImagingError> {
-    read_raster(path, budget)?.into_scan()
+    match is_dicom(path)? {
+        true => dicom::read_scan(path, budget),
+        false => read_raster(path, budget)?.into_scan(),
+    }
+}
+
+fn is_dicom(path: &Path) -> Result<bool, ImagingError> {
+    Ok(path.is_dir() || matches!(sniff(open(path)?.0.fill_buf()?)?, Kind::Dicom))
 }
 
 /// Reads an image without deciding what it is.

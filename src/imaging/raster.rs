@@ -13,6 +13,10 @@ use super::volume::{Scan, Volume};
 /// Hounsfield units in place of voxels that were not measured.
 pub(crate) const AIR_HU: f32 = -1024.0;
 
+/// The warning about a sheared grid.
+pub(crate) const SHEARED: &str =
+    "the voxel axes are not at right angles (sheared or tilted); kept as they are";
+
 /// How the layers of a segmentation lie among the voxels.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Layers {
@@ -75,10 +79,7 @@ impl Raster {
     /// Warns of a sheared grid.
     pub(crate) fn note_shear(&mut self) {
         if self.geometry.is_sheared() {
-            self.warnings.push(
-                "the voxel axes are not at right angles (sheared or tilted); kept as they are"
-                    .to_owned(),
-            );
+            self.warnings.push(SHEARED.to_owned());
         }
     }
 
@@ -110,8 +111,7 @@ impl Raster {
 
     /// The image as a scan in `f32`.
     ///
-    /// NaN and infinite voxels become the smallest finite value, with a warning: one of them would
-    /// otherwise spread through a network over the whole patch.
+    /// Voxels that are not finite are replaced, with a warning.
     ///
     /// # Errors
     /// More than one layer, or no finite voxel at all.
@@ -125,20 +125,13 @@ impl Raster {
         let (rescale, padding) = (self.rescale, self.padding);
         let is_padding =
             |raw: f64| padding.is_some_and(|[first, last]| (first..=last).contains(&raw));
-        let mut voxels = self.sample.map(&self.bytes, |raw| match is_padding(raw) {
+        let voxels = self.sample.map(&self.bytes, |raw| match is_padding(raw) {
             true => AIR_HU,
             false => rescaled(rescale, raw) as f32,
         });
         self.bytes = Vec::new();
-        if let Some(warning) = replace_non_finite(&mut voxels)? {
-            self.warnings.push(warning);
-        }
-        Ok(Scan {
-            volume: Volume::new(self.geometry, voxels)?,
-            format: self.format,
-            dtype: self.sample.name().to_owned(),
-            warnings: self.warnings,
-        })
+        let volume = Volume::new(self.geometry, voxels)?;
+        Scan::of_values(volume, self.format, self.sample, self.warnings)
     }
 
     /// The image as label values, one array per layer.
@@ -197,28 +190,6 @@ fn rescaled(rescale: Option<(f64, f64)>, raw: f64) -> f64 {
         Some((slope, 0.0)) => raw * slope,
         Some((slope, intercept)) => raw * slope + intercept,
     }
-}
-
-/// Puts the smallest finite value in place of NaN and infinities; says how many there were.
-pub(crate) fn replace_non_finite(voxels: &mut [f32]) -> Result<Option<String>, ImagingError> {
-    let count = voxels.iter().filter(|v| !v.is_finite()).count();
-    if count == 0 {
-        return Ok(None);
-    }
-    if count == voxels.len() {
-        return Err(ImagingError::Data("no voxel is a finite number".to_owned()));
-    }
-    let lowest = voxels
-        .iter()
-        .copied()
-        .filter(|v| v.is_finite())
-        .fold(f32::INFINITY, f32::min);
-    for voxel in voxels.iter_mut().filter(|v| !v.is_finite()) {
-        *voxel = lowest;
-    }
-    Ok(Some(format!(
-        "{count} voxels are not finite numbers; they were replaced by {lowest}"
-    )))
 }
 
 #[cfg(test)]

@@ -1,6 +1,8 @@
 //! Voxels with their place in the patient.
 
+use super::error::ImagingError;
 use super::geometry::{Geometry, GeometryError};
+use super::sample::Sample;
 
 /// Voxels of one image in C order `[z, y, x]` (x fastest), with their grid.
 #[derive(Debug, Clone, PartialEq)]
@@ -38,6 +40,50 @@ pub struct Scan {
     pub dtype: String,
     /// What was assumed or repaired while reading.
     pub warnings: Vec<String>,
+}
+
+impl Scan {
+    /// A scan of values after rescaling. NaN and infinite ones become the smallest finite value, with a warning: one of
+    /// them would otherwise spread through a network over the whole patch.
+    ///
+    /// # Errors
+    /// No finite voxel at all.
+    pub(crate) fn of_values(
+        mut volume: Volume<f32>,
+        format: &'static str,
+        sample: Sample,
+        mut warnings: Vec<String>,
+    ) -> Result<Self, ImagingError> {
+        warnings.extend(replace_non_finite(&mut volume.voxels)?);
+        Ok(Self {
+            volume,
+            format,
+            dtype: sample.name().to_owned(),
+            warnings,
+        })
+    }
+}
+
+/// Puts the smallest finite value in place of NaN and infinities; says how many there were.
+pub(crate) fn replace_non_finite(voxels: &mut [f32]) -> Result<Option<String>, ImagingError> {
+    let count = voxels.iter().filter(|v| !v.is_finite()).count();
+    if count == 0 {
+        return Ok(None);
+    }
+    if count == voxels.len() {
+        return Err(ImagingError::Data("no voxel is a finite number".to_owned()));
+    }
+    let lowest = voxels
+        .iter()
+        .copied()
+        .filter(|v| v.is_finite())
+        .fold(f32::INFINITY, f32::min);
+    for voxel in voxels.iter_mut().filter(|v| !v.is_finite()) {
+        *voxel = lowest;
+    }
+    Ok(Some(format!(
+        "{count} voxels are not finite numbers; they were replaced by {lowest}"
+    )))
 }
 
 #[cfg(test)]

@@ -59,7 +59,7 @@ pub use revisions::{ClassComparison, Comparison};
 pub use split::{Part, SplitRow};
 pub use stale::STALE;
 pub use statistics::{Annotator, PartCount, Statistics};
-pub use structures::{Code, Structure, Terminology};
+pub use structures::Structure;
 pub use submit::SubmitLabel;
 pub(crate) use submit::on_grid;
 pub use upkeep::{Backup, Checked, backup, check, restore};

@@ -335,6 +335,7 @@ impl From<WebError> for ProjectError {
                 _ => Self::Internal(text),
             },
             WebError::Unreachable(_)
+            | WebError::Certificate(_)
             | WebError::Silent(_)
             | WebError::Cut
             | WebError::Login(_)

@@ -76,6 +76,7 @@ impl Project {
 
     /// Stores what was not stored yet, in the order of the images.
     async fn store_waiting(&self, pacs: &Pacs, how: StoreResults) -> Result<(), ProjectError> {
+        let mut without_study = None;
         for label in self.accepted_labels().await? {
             let is_approved = !how.approved_only || label.is_approved();
             if !is_approved || label.info.contains_key(KEY) {
@@ -95,6 +96,11 @@ impl Project {
                     Err(error @ (WebError::Answer(_) | WebError::Refused(_))) => {
                         Outcome::Refused(error.to_string())
                     }
+                    // Tried again, but the others do not wait for it.
+                    Err(error @ WebError::NotFound) => {
+                        without_study.get_or_insert(error);
+                        continue;
+                    }
                     Err(error) => return Err(error.into()),
                 },
                 Err(ProjectError::Invalid(reason) | ProjectError::NotFound(reason)) => {
@@ -104,7 +110,7 @@ impl Project {
             };
             self.note_result(&label, how.kind, &outcome).await?;
         }
-        Ok(())
+        without_study.map_or(Ok(()), |error| Err(error.into()))
     }
 
     /// The bytes of the object.

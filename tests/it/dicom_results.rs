@@ -146,17 +146,71 @@ fn an_uneven_scan_gets_its_labels_on_its_own_slices() {
     let path = folder.path().join("result.dcm");
     let budget = Budget::default();
     let scans = dicom::open(&series, &budget).unwrap();
-    // One label for everything below a plane: it is found again to half a slice.
+    // Labels at both ends, nothing between them: their planes are found again to half a slice.
     let geometry = *scans.geometry(0);
     let [nz, ny, nx] = geometry.shape();
-    let voxels = (0..geometry.voxel_count()).map(|n| u16::from(n / (ny * nx) < nz / 2));
+    let voxels = (0..geometry.voxel_count()).map(|n| match n / (ny * nx) {
+        z if z < nz / 3 => 1,
+        z if z >= nz - nz / 4 => 2,
+        _ => 0,
+    });
     let labels = Volume::new(geometry, voxels.collect()).unwrap();
-    let kind = ResultKind::Segmentation(SegmentationKind::LabelMap);
-    dicom::write_labels(&path, (&scans, 0), &labels, &names(), &algorithm(), kind).unwrap();
-    let file = read_label(&path, &budget).unwrap();
-    let back = on_grid(&file, &geometry);
-    let wrong = differences(&back, &labels.voxels) / (ny * nx);
-    assert!(wrong <= 1, "{wrong} slices");
+    for kind in [SegmentationKind::LabelMap, SegmentationKind::Binary] {
+        let kind = ResultKind::Segmentation(kind);
+        dicom::write_labels(&path, (&scans, 0), &labels, &names(), &algorithm(), kind).unwrap();
+        let file = read_label(&path, &budget).unwrap();
+        let back = on_grid(&file, &geometry);
+        let wrong = differences(&back, &labels.voxels) / (ny * nx);
+        assert!(wrong <= 2, "{kind:?}: {wrong} slices");
+    }
+}
+
+/// Replaces the one place where these bytes stand.
+fn patch(path: &Path, what: &[u8], with: &[u8]) {
+    let mut bytes = std::fs::read(path).unwrap();
+    let places: Vec<usize> = (0..bytes.len() - what.len())
+        .filter(|&at| bytes[at..].starts_with(what))
+        .collect();
+    assert_eq!(places.len(), 1, "{what:?}");
+    bytes[places[0]..places[0] + with.len()].copy_from_slice(with);
+    std::fs::write(path, bytes).unwrap();
+}
+
+#[test]
+fn objects_that_contradict_themselves_are_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let series = folder.path().join("series");
+    write_series(&series, 9);
+    let scans = dicom::open(&series, &Budget::default()).unwrap();
+    let labels = markers(&scans, 0);
+    let path = folder.path().join("result.dcm");
+    let write = |kind| {
+        dicom::write_labels(&path, (&scans, 0), &labels, &names(), &algorithm(), kind).unwrap();
+    };
+    // A distance of 0.1 mm makes two thousand slices of forty: refused before there is memory for them.
+    let budget = Budget {
+        max_voxels: 200_000,
+        ..Budget::default()
+    };
+    write(ResultKind::Segmentation(SegmentationKind::Binary));
+    assert!(read_label(&path, &budget).is_ok());
+    patch(
+        &path,
+        b"\x18\0\x88\0DS\x02\x005 ",
+        b"\x18\0\x88\0DS\x02\0.1",
+    );
+    let refused = read_label(&path, &budget).err().unwrap();
+    assert_eq!(refused.code(), "too_large", "{refused}");
+    // Two regions of one number.
+    write(ResultKind::Structures);
+    patch(
+        &path,
+        b"\x06\x30\x22\0\x02\0\0\x002 ",
+        b"\x06\x30\x22\0\x02\0\0\x001 ",
+    );
+    let refused = read_label_of(&path, &labels.geometry, &Budget::default());
+    let refused = refused.err().unwrap().to_string();
+    assert!(refused.contains("two regions"), "{refused}");
 }
 
 #[test]

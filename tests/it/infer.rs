@@ -10,6 +10,8 @@ use fewlabel::model::{
 };
 use serde_json::Value;
 
+use crate::support::dicom::{CANARIES, SIDE, SLICES, write_series, zipped_series};
+
 fn network() -> PctNetConfig {
     PctNetConfig {
         feature_chns: [4, 8, 16, 16, 16],
@@ -222,6 +224,28 @@ fn the_grid_is_that_of_the_scan_and_the_result_is_repeatable() {
             assert_eq!(found.geometry, input, "{shape:?}{suffix}");
             assert!(found.voxels.iter().all(|value| *value <= 4));
         }
+    }
+}
+
+#[test]
+fn a_dicom_series_is_one_image_as_folder_and_as_zip() {
+    let dir = tempfile::tempdir().unwrap();
+    let model = model(dir.path(), None);
+    let (series, zip) = (dir.path().join("series"), dir.path().join("zipped.zip"));
+    write_series(&series, 5);
+    std::fs::write(&zip, zipped_series(5)).unwrap();
+    let out = dir.path().join("labels");
+    let output = infer(&model, &[series, zip], &out);
+    assert_eq!(done(&output)["images"].as_array().unwrap().len(), 2);
+    let [a, b] = ["series", "zipped"].map(|name| label(&out.join(format!("{name}.nii.gz"))));
+    assert_eq!(a.geometry.shape(), [SLICES, SIDE, SIDE]);
+    assert!(a == b, "one patient, one result");
+    for said in [output.stdout, output.stderr] {
+        let said = String::from_utf8_lossy(&said).into_owned();
+        assert!(
+            !CANARIES.iter().any(|canary| said.contains(canary)),
+            "{said}"
+        );
     }
 }
 

@@ -9,6 +9,8 @@ use fewlabel::imaging::{LabelFormat, write_label, write_scan};
 use fewlabel::model::Manifest;
 use serde_json::Value;
 
+use crate::support::dicom::{CANARIES, write_series, zipped_series};
+
 /// Phantoms in the layout of the Medical Segmentation Decathlon.
 pub fn dataset(dir: &Path, cases: u64) -> PathBuf {
     let data = dir.join("data");
@@ -66,6 +68,30 @@ pub fn run_folder(out: &Path) -> PathBuf {
     let mut name = out.as_os_str().to_owned();
     name.push(".run");
     name.into()
+}
+
+#[test]
+fn dicom_series_are_learned_from_as_folders_and_zips() {
+    let dir = tempfile::tempdir().unwrap();
+    for kind in ["folder", "zip"] {
+        let (archive, model) = (
+            dir.path().join(kind),
+            dir.path().join(format!("model-{kind}")),
+        );
+        std::fs::create_dir(&archive).unwrap();
+        match kind {
+            "folder" => write_series(&archive.join("study/series"), 6),
+            _ => std::fs::write(archive.join("series.zip"), zipped_series(6)).unwrap(),
+        }
+        let options = ["--steps", "2", "--batch", "1", "--val-split", "0"];
+        let said = done(&mut command("pretrain", &archive, &model, &options));
+        assert!(!said.contains("skipped"), "{said}");
+        assert!(
+            !CANARIES.iter().any(|canary| said.contains(canary)),
+            "{said}"
+        );
+        assert!(Manifest::read(&model).unwrap().trained);
+    }
 }
 
 #[test]

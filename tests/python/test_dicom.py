@@ -6,7 +6,9 @@ import hashlib
 import json
 import os
 import pathlib
+import struct
 import subprocess
+import sys
 
 import numpy
 import pytest
@@ -14,7 +16,8 @@ import SimpleITK
 
 from serving import PROGRAM, ROOT
 
-SHARED = pathlib.Path(os.environ.get("FEWLABEL_SHARED", ROOT.parent / "shared")) / "data/dicom/real"
+DATA = pathlib.Path(os.environ.get("FEWLABEL_SHARED", ROOT.parent / "shared")) / "data/dicom"
+SHARED = DATA / "real"
 pytestmark = pytest.mark.skipif(not SHARED.is_dir(), reason=f"there is no {SHARED}")
 
 # Folders that hold one series.
@@ -131,3 +134,54 @@ def test_single_files(path: pathlib.Path) -> None:
     assert ours["range"] == pytest.approx([values.min(), values.max()], abs=tolerance)
     middle = values[values.shape[0] // 2, ::7, ::11].ravel()
     assert numpy.abs(voxels(path, path) - middle).max() <= tolerance
+
+
+MALFORMED = sorted(path.name for path in DATA.glob("derived_malformed/*"))
+MOST_MIB = 200
+"""Peak memory of a refusal. As many elements as are walked at most take 130; all other cases less than 50."""
+
+
+# A process counts as its own what its parent had when it was started, so a small one starts it.
+LAUNCHER = """
+import json, resource, subprocess, sys
+done = subprocess.run(sys.argv[1:], capture_output=True, text=True)
+peak_mib = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
+print(json.dumps([done.returncode, done.stdout, peak_mib]))
+"""
+
+
+def refusal(path: pathlib.Path) -> float:
+    """Peak memory in MiB of the program that refuses a file or folder."""
+    command = [sys.executable, "-c", LAUNCHER, PROGRAM, "inspect", "--json", path]
+    told = subprocess.run(command, check=True, capture_output=True, text=True, timeout=120)
+    code, report, peak_mib = json.loads(told.stdout)
+    assert code == 1 and json.loads(report)["refused"]
+    return peak_mib
+
+
+@pytest.mark.parametrize("name", MALFORMED)
+def test_malformed_files_cost_nothing(name: str) -> None:
+    peak_mib = refusal(DATA / "derived_malformed" / name)
+    assert peak_mib < MOST_MIB
+
+
+def element(tag: tuple[int, int], vr: bytes, length: int) -> bytes:
+    return struct.pack("<HH2sHI", *tag, vr, 0, length)
+
+
+BOMBS = {
+    # Ends dicom-object 0.10 by its stack.
+    "nested": (element((0x0028, 0x0009), b"SQ", 0xFFFFFFFF) + struct.pack("<HHI", 0xFFFE, 0xE000, 0xFFFFFFFF)) * 20_000,
+    # Makes it commit what is announced.
+    "four gigabytes": element((0x7FE0, 0x0010), b"OW", 0xFFFFFFF0) + b"12",
+    "a million elements": struct.pack("<HH2sH", 0x0008, 0x0060, b"CS", 0) * 1_100_000,
+}
+
+
+@pytest.mark.parametrize("name", BOMBS)
+def test_bombs(name: str, tmp_path: pathlib.Path) -> None:
+    syntax = b"1.2.840.10008.1.2.1\0"
+    file = tmp_path / "bomb.dcm"
+    file.write_bytes(bytes(128) + b"DICM" + struct.pack("<HH2sH", 2, 0x10, b"UI", len(syntax)) + syntax + BOMBS[name])
+    peak_mib = refusal(file)
+    assert peak_mib < MOST_MIB

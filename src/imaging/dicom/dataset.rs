@@ -93,7 +93,7 @@ pub(super) struct DataSet {
     /// How the file is encoded.
     pub syntax: Syntax,
     elements: Vec<Element>,
-    /// Elements of each item; the first is the data set itself.
+    /// Elements of each item in the order of their tags; the first item is the data set itself.
     items: Vec<Vec<u32>>,
     /// Compressed pixel data of the data set itself, where it has any.
     pub fragments: Option<Fragments>,
@@ -258,6 +258,10 @@ impl DataSet {
             warnings,
         };
         set.walk(&bytes, start)?;
+        // They mostly are in order. Of two with one tag the first counts.
+        for item in &mut set.items {
+            item.sort_by_key(|&number| set.elements[number as usize].tag);
+        }
         set.bytes = bytes;
         Ok(set)
     }

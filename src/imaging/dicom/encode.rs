@@ -1,6 +1,7 @@
 //! Elements of a file that is written: Explicit or Implicit VR Little Endian (PS3.5, 7.1; PS3.10, 7.1).
 
 use super::dataset::Item;
+use crate::imaging::terminology::Code;
 
 /// Class and root of our UIDs: 2.25 with a number of 128 bits (PS3.5, B.2).
 const UID_ROOT: &str = "2.25.";
@@ -188,24 +189,6 @@ fn decimal(value: f64) -> String {
         .map(|digits| format!("{value:.digits$}"))
         .find(|text| text.len() <= 16)
         .unwrap_or_else(|| format!("{value:.8e}"))
-}
-
-/// A coded concept.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Code {
-    pub value: &'static str,
-    pub scheme: &'static str,
-    pub meaning: &'static str,
-}
-
-impl Code {
-    pub const fn new(value: &'static str, scheme: &'static str, meaning: &'static str) -> Self {
-        Self {
-            value,
-            scheme,
-            meaning,
-        }
-    }
 }
 
 /// A UID that follows from what it names: the first 128 bits of a SHA-256.

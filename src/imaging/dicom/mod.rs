@@ -3,7 +3,7 @@
 //! | file | what it is about |
 //! |---|---|
 //! | `source` | which files there are: one, a folder, a zip file |
-//! | `dataset` | the tags of a file, walked without recursion; every length checked before it is used |
+//! | `dataset`, `identity` | the tags of a file, walked without recursion; every length checked before it is used |
 //! | `syntax` | how a file is encoded |
 //! | `pixels` | a frame's pixels, and the decoders |
 //! | `instance` | what one file says about its slices |
@@ -12,7 +12,8 @@
 //! | `labels` | labels as DICOM objects, and back |
 //! | `segmentation`, `segmentation_read` | Segmentation objects |
 //! | `structures`, `contour` | RT Structure Sets |
-//! | `origin`, `codes`, `encode` | what a result says about its scan and its structures; how a file is written |
+//! | `layers` | segments that may overlap |
+//! | `origin`, `encode` | what a result says about its scan; how a file is written |
 //!
 //! Rules where readers are known to differ, and what is done here:
 //! - Slices are ordered and spaced by their positions. A missing slice is refused; uneven slices are interpolated to an
@@ -26,12 +27,13 @@
 //!
 //! No value that could name a patient is kept or put into a message.
 
-mod codes;
 mod contour;
 mod dataset;
 mod encode;
+mod identity;
 mod instance;
 mod labels;
+mod layers;
 mod origin;
 mod pixels;
 mod scan;
@@ -44,6 +46,7 @@ mod syntax;
 
 use std::path::Path;
 
+pub use identity::{Identity, identity};
 pub(super) use labels::read_labels;
 pub use labels::{ResultKind, write_labels};
 pub use scan::Scans;
@@ -52,6 +55,7 @@ pub use segmentation::{Algorithm, Drawn, SegmentationKind};
 use super::budget::Budget;
 use super::error::ImagingError;
 use super::raster::Raster;
+use super::volume::Scan;
 use source::Source;
 
 /// Whether a file that begins like this is read here: DICOM, or a zip file.
@@ -96,6 +100,16 @@ pub(super) fn read(path: &Path, budget: &Budget) -> Result<Raster, ImagingError>
     scans.read(scan)
 }
 
+/// As [`read`], as HU.
+///
+/// # Errors
+/// As [`read`].
+pub(super) fn read_scan(path: &Path, budget: &Budget) -> Result<Scan, ImagingError> {
+    let mut scans = open(path, budget)?;
+    let scan = scans.only()?;
+    scans.read_scan(scan)
+}
+
 /// The files of a folder and its subfolders that [`open`] looks at.
 ///
 /// # Errors
@@ -110,32 +124,4 @@ pub fn files_below(folder: &Path) -> std::io::Result<Vec<std::path::PathBuf>> {
 /// What cannot be read.
 pub fn content_sha256(path: &Path, budget: &Budget) -> Result<String, ImagingError> {
     Source::open(path)?.sha256(budget)
-}
-
-/// What a DICOM file says it is; each text may be empty.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Identity {
-    /// Study Instance UID.
-    pub study_uid: String,
-    /// Series Instance UID.
-    pub series_uid: String,
-    /// SOP Instance UID.
-    pub instance_uid: String,
-}
-
-/// Walks a DICOM file from its first to its last tag, and tells what it says it is.
-///
-/// # Errors
-/// What is no DICOM file, or not a whole one.
-pub fn identity(file: &[u8], budget: &Budget) -> Result<Identity, ImagingError> {
-    if !dataset::is_dicom(file) {
-        return Err(dataset::bad("this is no DICOM file"));
-    }
-    let set = dataset::DataSet::parse(file.to_vec(), budget)?;
-    let text = |tag| set.root().text(tag).unwrap_or_default();
-    Ok(Identity {
-        study_uid: text(0x0020_000d),
-        series_uid: text(0x0020_000e),
-        instance_uid: text(0x0008_0018),
-    })
 }

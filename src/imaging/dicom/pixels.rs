@@ -5,13 +5,16 @@
 //! process.
 
 use std::borrow::Cow;
+use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use super::dataset::{DataSet, bad};
+use super::dataset::{DataSet, Fragments, bad};
 use super::syntax::Coding;
 use crate::imaging::error::ImagingError;
 
 const EXTENDED_OFFSETS: u32 = 0x7fe0_0001;
+/// A run of RLE makes 128 bytes of two.
+const RLE_MAX_RATIO: usize = 64;
 
 /// How a pixel is stored (PS3.3, C.7.6.3.1).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -108,8 +111,8 @@ impl PixelFormat {
 pub(super) struct Frames<'d> {
     set: &'d DataSet,
     format: PixelFormat,
-    count: usize,
-    extended: Vec<u64>,
+    /// Which pieces of compressed pixel data are a frame's; empty where they are not compressed.
+    pieces: Vec<Range<usize>>,
 }
 
 impl<'d> Frames<'d> {
@@ -128,8 +131,11 @@ impl<'d> Frames<'d> {
                 "the DICOM transfer syntax {name} is not read here; convert the series to Explicit VR Little Endian, for example with dcmdjpeg or gdcmconv --raw"
             )));
         }
+        let mut pieces = Vec::new();
         match (&set.fragments, set.pixel_data()) {
-            (Some(fragments), _) if fragments.pieces.len() >= count => {}
+            (Some(fragments), _) if fragments.pieces.len() >= count => {
+                pieces = pieces_of_frames(set, fragments, count)?;
+            }
             (Some(fragments), _) => {
                 return Err(bad(format!(
                     "{count} frames are announced, {} are there",
@@ -160,8 +166,7 @@ impl<'d> Frames<'d> {
         Ok(Self {
             set,
             format,
-            count,
-            extended: set.root().u64s(EXTENDED_OFFSETS),
+            pieces,
         })
     }
 
@@ -216,20 +221,10 @@ impl<'d> Frames<'d> {
 
     /// The pieces of one frame, joined.
     fn packed(&self, frame: usize) -> Result<Cow<'d, [u8]>, ImagingError> {
-        let Some(fragments) = &self.set.fragments else {
+        let (Some(fragments), Some(range)) = (&self.set.fragments, self.pieces.get(frame)) else {
             return Err(bad("there are no pixel data"));
         };
-        let pieces = &fragments.pieces;
-        let range = if self.count == 1 {
-            0..pieces.len()
-        } else if pieces.len() == self.count {
-            frame..frame + 1
-        } else {
-            let starts = self.starts(&fragments.offsets)?;
-            let end = starts.get(frame + 1).copied().unwrap_or(pieces.len());
-            starts[frame]..end
-        };
-        Ok(match &pieces[range] {
+        Ok(match &fragments.pieces[range.clone()] {
             [one] => Cow::Borrowed(self.set.slice(one)),
             many => Cow::Owned(
                 many.iter()
@@ -239,44 +234,50 @@ impl<'d> Frames<'d> {
             ),
         })
     }
+}
 
-    /// Number of the first piece of each frame, from an offset table or from the marks that begin an image.
-    fn starts(&self, basic: &[u64]) -> Result<Vec<usize>, ImagingError> {
-        let pieces = self
-            .set
-            .fragments
-            .as_ref()
-            .map_or(&[][..], |fragments| fragments.pieces.as_slice());
-        let table = if self.extended.is_empty() {
-            basic
-        } else {
-            self.extended.as_slice()
-        };
-        let first = pieces.first().map_or(0, |piece| piece.start) as u64;
-        let starts: Vec<usize> = if table.is_empty() {
-            let begins = |n: &usize| {
-                let start = self.set.slice(&pieces[*n]);
-                start.starts_with(&[0xff, 0xd8]) || start.starts_with(&[0xff, 0x4f, 0xff, 0x51])
-            };
-            (0..pieces.len()).filter(begins).collect()
-        } else {
-            let place = |offset: &u64| {
-                pieces
-                    .iter()
-                    .position(|piece| piece.start as u64 - first == *offset)
-            };
-            table.iter().filter_map(place).collect()
-        };
-        let ascending = starts.first() == Some(&0) && starts.is_sorted_by(|a, b| a < b);
-        if starts.len() != self.count || !ascending {
-            return Err(bad(format!(
-                "the {} pieces of compressed pixel data cannot be told apart into {} frames",
-                pieces.len(),
-                self.count
-            )));
-        }
-        Ok(starts)
+/// Which pieces are which frame's: by their number, by an offset table, or by the marks that begin an image.
+fn pieces_of_frames(
+    set: &DataSet,
+    fragments: &Fragments,
+    count: usize,
+) -> Result<Vec<Range<usize>>, ImagingError> {
+    let pieces = &fragments.pieces;
+    if count == 1 {
+        return Ok(std::iter::once(0..pieces.len()).collect());
     }
+    if pieces.len() == count {
+        return Ok((0..count).map(|frame| frame..frame + 1).collect());
+    }
+    let extended = set.root().u64s(EXTENDED_OFFSETS);
+    let table = match extended.is_empty() {
+        true => &fragments.offsets,
+        false => &extended,
+    };
+    let first = pieces.first().map_or(0, |piece| piece.start) as u64;
+    let mut starts: Vec<usize> = if table.is_empty() {
+        let begins = |n: &usize| {
+            let start = set.slice(&pieces[*n]);
+            start.starts_with(&[0xff, 0xd8]) || start.starts_with(&[0xff, 0x4f, 0xff, 0x51])
+        };
+        (0..pieces.len()).filter(begins).collect()
+    } else {
+        let place =
+            |offset: &u64| pieces.binary_search_by_key(offset, |piece| piece.start as u64 - first);
+        table
+            .iter()
+            .filter_map(|offset| place(offset).ok())
+            .collect()
+    };
+    let ascending = starts.first() == Some(&0) && starts.is_sorted_by(|a, b| a < b);
+    if starts.len() != count || !ascending {
+        return Err(bad(format!(
+            "the {} pieces of compressed pixel data cannot be told apart into {count} frames",
+            pieces.len()
+        )));
+    }
+    starts.push(pieces.len());
+    Ok(starts.windows(2).map(|pair| pair[0]..pair[1]).collect())
 }
 
 fn words<const N: usize>(raw: &[u8], value: impl Fn([u8; N]) -> i32) -> Vec<i32> {
@@ -324,6 +325,9 @@ fn rle(packed: &[u8], format: &PixelFormat) -> Result<Vec<u32>, ImagingError> {
             word(0)?,
             format.bits_allocated
         )));
+    }
+    if pixels.saturating_mul(planes) > packed.len().saturating_mul(RLE_MAX_RATIO) {
+        return Err(short());
     }
     let mut values = vec![0u32; pixels];
     for plane in 0..planes {
@@ -384,6 +388,12 @@ fn jpeg(packed: &[u8], format: &PixelFormat) -> Result<Vec<u32>, ImagingError> {
     let (columns, rows) = (usize::from(info.width), usize::from(info.height));
     if (columns, rows) != (format.columns, format.rows) {
         return Err(other_size("the JPEG image", columns, rows, format));
+    }
+    // Each of its many scans may go over the whole image, so a short file can take very long.
+    if info.coding_process == jpeg_decoder::CodingProcess::DctProgressive {
+        return Err(ImagingError::Unsupported(
+            "a progressive JPEG image, which is not what the transfer syntax says".to_owned(),
+        ));
     }
     let bytes = decoder.decode().map_err(failed)?;
     Ok(match info.pixel_format {
@@ -487,6 +497,18 @@ mod tests {
     }
 
     #[test]
+    fn progressive_jpeg_is_refused_before_its_scans() {
+        let frame = [8u8, 0, 2, 0, 3, 1, 1, 0x11, 0];
+        let scan = [1u8, 1, 0, 0, 0, 0];
+        let mut packed = vec![0xff, 0xd8, 0xff, 0xc2, 0, 2 + frame.len() as u8];
+        packed.extend(frame);
+        packed.extend([0xff, 0xda, 0, 2 + scan.len() as u8]);
+        packed.extend(scan);
+        let refused = jpeg(&packed, &format(8, 7, false)).unwrap_err();
+        assert!(refused.to_string().contains("progressive"), "{refused}");
+    }
+
+    #[test]
     fn run_lengths() {
         let mut packed = vec![0u8; 64];
         packed[0] = 2;
@@ -504,5 +526,12 @@ mod tests {
         }
         packed[0] = 3;
         assert!(rle(&packed, &format).is_err());
+        packed[0] = 2;
+        let large = PixelFormat {
+            rows: 60_000,
+            columns: 60_000,
+            ..format
+        };
+        assert!(rle(&packed, &large).is_err());
     }
 }

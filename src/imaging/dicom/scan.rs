@@ -10,8 +10,11 @@ use super::source::{Content, Source};
 use crate::imaging::budget::Budget;
 use crate::imaging::error::ImagingError;
 use crate::imaging::geometry::Geometry;
-use crate::imaging::raster::{AIR_HU, Layers, Raster};
+use crate::imaging::raster::{AIR_HU, Layers, Raster, SHEARED};
 use crate::imaging::sample::Sample;
+use crate::imaging::volume::{Scan, Volume};
+
+const FORMAT: &str = "dicom";
 
 /// The scans in a folder, zip file or single file.
 pub struct Scans {
@@ -151,92 +154,139 @@ impl Scans {
         Ok(0)
     }
 
-    /// Reads the voxels of a scan.
+    /// Reads the voxels of a scan as they are stored where all slices store them alike, else as float32 HU.
     ///
     /// # Errors
     /// Damaged pixels, or a scan over the budget.
     pub fn read(&self, scan: usize) -> Result<Raster, ImagingError> {
-        let stack = &self.stacks[scan];
-        let [slices, rows, columns] = stack.geometry.shape();
-        let slice_of = |at: &FrameRef| &self.instances[at.instance].slices[at.frame];
-        let first = stack.frames[0];
-        let (format, rescale, padding) = (
-            self.instances[first.instance].format,
-            slice_of(&first).rescale,
-            self.instances[first.instance].padding,
-        );
-        let uniform = stack.uneven.is_none()
-            && stack.frames.iter().all(|at| {
-                let instance = &self.instances[at.instance];
-                slice_of(at).rescale == rescale
-                    && instance.padding == padding
-                    && stored_alike(&instance.format, &format)
-            });
-        let sample = if uniform {
-            stored_sample(&format)?
+        let (stack, stored) = (&self.stacks[scan], self.stored(scan)?);
+        let count = self.admit(stack, stored.sample)?;
+        let bytes = if stored.uniform {
+            let size = stored.sample.size_bytes();
+            let mut bytes = vec![0; count * size];
+            self.fill(stack, &mut bytes, |values, _, part| {
+                put(values, stored.sample, part);
+            })?;
+            bytes
         } else {
-            Sample::F32
+            let voxels = self.floats(scan)?;
+            voxels.into_iter().flat_map(f32::to_le_bytes).collect()
         };
-        let sizes = [slices as u64, rows as u64, columns as u64];
-        self.budget.admit(&sizes, sample.size_bytes() as u64)?;
-        let sizes = [stack.frames.len() as u64, sizes[1], sizes[2]];
-        let stored_bytes = self.budget.admit(&sizes, sample.size_bytes() as u64)?;
-        let mut bytes = vec![0; usize::try_from(stored_bytes).unwrap_or(usize::MAX)];
-        self.fill(stack, sample, uniform, &mut bytes)?;
-        let mut warnings = stack.warnings.clone();
-        if self.aside.others + self.aside.segmentations.len() + self.aside.structures.len() > 0 {
-            warnings.push(format!(
-                "{} other files of the folder are no slices",
-                self.aside.others + self.aside.segmentations.len() + self.aside.structures.len()
-            ));
-        }
-        if let Some(places) = &stack.uneven {
-            bytes = interpolated(&bytes, places, rows * columns);
-        }
         let mut raster = Raster {
-            format: "dicom",
+            format: FORMAT,
             geometry: stack.geometry,
-            sample,
-            rescale: (uniform && rescale != (1.0, 0.0)).then_some(rescale),
+            sample: stored.sample,
+            rescale: (stored.uniform && stored.rescale != (1.0, 0.0)).then_some(stored.rescale),
             layers: Layers::ONE,
-            padding: padding
-                .filter(|_| uniform)
+            padding: stored
+                .padding
+                .filter(|_| stored.uniform)
                 .map(|range| range.map(f64::from)),
             segments: Vec::new(),
-            warnings,
+            warnings: self.warnings(stack),
             bytes,
         };
         raster.note_shear();
         Ok(raster)
     }
 
-    /// Decodes the frames of a stack into `bytes`, several files at a time.
-    fn fill(
+    /// Reads the voxels of a scan as HU, without holding them as they are stored too.
+    ///
+    /// # Errors
+    /// As [`Scans::read`].
+    pub fn read_scan(&self, scan: usize) -> Result<Scan, ImagingError> {
+        let (stack, stored) = (&self.stacks[scan], self.stored(scan)?);
+        self.admit(stack, stored.sample)?;
+        let volume = Volume::new(stack.geometry, self.floats(scan)?)?;
+        let mut warnings = self.warnings(stack);
+        warnings.extend(stack.geometry.is_sheared().then(|| SHEARED.to_owned()));
+        Scan::of_values(volume, FORMAT, stored.sample, warnings)
+    }
+
+    /// How the slices of a scan are stored.
+    fn stored(&self, scan: usize) -> Result<Stored, ImagingError> {
+        let stack = &self.stacks[scan];
+        let slice_of = |at: &FrameRef| &self.instances[at.instance].slices[at.frame];
+        let first = stack.frames[0];
+        let Instance {
+            format, padding, ..
+        } = &self.instances[first.instance];
+        let rescale = slice_of(&first).rescale;
+        let uniform = stack.uneven.is_none()
+            && stack.frames.iter().all(|at| {
+                let instance = &self.instances[at.instance];
+                slice_of(at).rescale == rescale
+                    && instance.padding == *padding
+                    && stored_alike(&instance.format, format)
+            });
+        Ok(Stored {
+            uniform,
+            sample: match uniform {
+                true => stored_sample(format)?,
+                false => Sample::F32,
+            },
+            rescale,
+            padding: *padding,
+        })
+    }
+
+    /// Number of values in the slices, when they and the grid are within the budget.
+    fn admit(&self, stack: &Stack, sample: Sample) -> Result<usize, ImagingError> {
+        let [slices, rows, columns] = stack.geometry.shape().map(|n| n as u64);
+        let bytes = sample.size_bytes() as u64;
+        self.budget.admit(&[slices, rows, columns], bytes)?;
+        let frames = stack.frames.len() as u64;
+        let stored_bytes = self.budget.admit(&[frames, rows, columns], bytes)?;
+        Ok((stored_bytes / bytes) as usize)
+    }
+
+    /// HU on the grid of a scan.
+    fn floats(&self, scan: usize) -> Result<Vec<f32>, ImagingError> {
+        let stack = &self.stacks[scan];
+        let [_, rows, columns] = stack.geometry.shape();
+        let mut voxels = vec![0.0; stack.frames.len() * rows * columns];
+        self.fill(stack, &mut voxels, |values, at, part| {
+            let instance = &self.instances[at.instance];
+            let rescale = instance.slices[at.frame].rescale;
+            put_rescaled(values, rescale, instance.padding, part);
+        })?;
+        Ok(match &stack.uneven {
+            Some(places) => interpolated(&voxels, places, rows * columns),
+            None => voxels,
+        })
+    }
+
+    fn warnings(&self, stack: &Stack) -> Vec<String> {
+        let mut warnings = stack.warnings.clone();
+        let aside = &self.aside;
+        let others = aside.others + aside.segmentations.len() + aside.structures.len();
+        if others > 0 {
+            warnings.push(format!("{others} other files of the folder are no slices"));
+        }
+        warnings
+    }
+
+    /// Decodes the frames of a stack, several files at a time; `put` gets the stored values of one frame and its part of
+    /// `out`.
+    fn fill<T: Send>(
         &self,
         stack: &Stack,
-        sample: Sample,
-        uniform: bool,
-        bytes: &mut [u8],
+        out: &mut [T],
+        put: impl Fn(&[i32], FrameRef, &mut [T]) + Sync,
     ) -> Result<(), ImagingError> {
-        let slice_bytes = bytes.len() / stack.frames.len();
-        let mut by_instance: Vec<Vec<(usize, &mut [u8])>> = Vec::new();
+        let slice_len = out.len() / stack.frames.len();
+        let mut by_instance: Vec<Vec<(FrameRef, &mut [T])>> = Vec::new();
         by_instance.resize_with(self.instances.len(), Vec::new);
-        for (at, part) in stack.frames.iter().zip(bytes.chunks_exact_mut(slice_bytes)) {
-            by_instance[at.instance].push((at.frame, part));
+        for (&at, part) in stack.frames.iter().zip(out.chunks_exact_mut(slice_len)) {
+            by_instance[at.instance].push((at, part));
         }
-        let decode = |(instance, parts): (&Instance, Vec<(usize, &mut [u8])>)| {
+        let decode = |(instance, parts): (&Instance, Vec<(FrameRef, &mut [T])>)| {
             if parts.is_empty() {
                 return Ok(());
             }
             frames_of(&self.source, instance, &self.budget, |frames| {
-                parts.into_par_iter().try_for_each(|(frame, part)| {
-                    let values = frames.read(frame)?;
-                    if uniform {
-                        put(&values, sample, part);
-                    } else {
-                        let rescale = instance.slices[frame].rescale;
-                        put_rescaled(&values, rescale, instance.padding, part);
-                    }
+                parts.into_par_iter().try_for_each(|(at, part)| {
+                    put(&frames.read(at.frame)?, at, part);
                     Ok(())
                 })
             })
@@ -246,6 +296,18 @@ impl Scans {
             .zip(by_instance)
             .try_for_each(decode)
     }
+}
+
+/// How the slices of a scan are stored.
+struct Stored {
+    /// Whether all of them in the same way, and each on a slice of the grid.
+    uniform: bool,
+    /// Type of a value that is read.
+    sample: Sample,
+    /// Slope and intercept of the first slice.
+    rescale: (f64, f64),
+    /// Stored values of the first slice that stand for no measurement.
+    padding: Option<[i32; 2]>,
 }
 
 /// A message with the name of the file inside of a folder or archive; folders on the way are often called after patients.
@@ -336,33 +398,28 @@ fn put_rescaled(
     values: &[i32],
     (slope, intercept): (f64, f64),
     padding: Option<[i32; 2]>,
-    part: &mut [u8],
+    part: &mut [f32],
 ) {
-    for (&value, word) in values.iter().zip(part.as_chunks_mut::<4>().0) {
+    for (&value, hu) in values.iter().zip(part) {
         let is_padding = padding.is_some_and(|[first, last]| (first..=last).contains(&value));
-        let hu = match is_padding {
+        *hu = match is_padding {
             true => AIR_HU,
             false => (f64::from(value) * slope + intercept) as f32,
         };
-        *word = hu.to_le_bytes();
     }
 }
 
-/// Slices at continuous indices among the given ones, of float32 values.
-fn interpolated(bytes: &[u8], places: &[f64], pixels: usize) -> Vec<u8> {
-    let (values, _) = bytes.as_chunks::<4>();
-    let slice = |n: usize| &values[n * pixels..(n + 1) * pixels];
-    let last = values.len() / pixels - 1;
+/// Slices at continuous indices among the given ones.
+fn interpolated(voxels: &[f32], places: &[f64], pixels: usize) -> Vec<f32> {
+    let slice = |n: usize| &voxels[n * pixels..(n + 1) * pixels];
+    let last = voxels.len() / pixels - 1;
     places
         .par_iter()
         .flat_map_iter(|&place| {
             let low = (place.floor() as usize).min(last);
             let share = (place - low as f64) as f32;
             let pairs = slice(low).iter().zip(slice((low + 1).min(last)));
-            pairs.flat_map(move |(&a, &b)| {
-                let (a, b) = (f32::from_le_bytes(a), f32::from_le_bytes(b));
-                (a + (b - a) * share).to_le_bytes()
-            })
+            pairs.map(move |(&a, &b)| a + (b - a) * share)
         })
         .collect()
 }

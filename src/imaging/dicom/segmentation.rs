@@ -2,15 +2,16 @@
 //!
 //! Frames lie on the slices of the scan, also of a tilted or uneven one, and refer to them. In a BINARY object a segment
 //! has frames only where it is; one that is nowhere has none, and an object without any voxel has one empty frame. In
-//! a LABELMAP object every slice has its frame. Segment numbers are the label values.
+//! a LABELMAP object every slice has its frame, and so has the first segment of an uneven scan, because a reader could
+//! not tell frames that are left out from slices that are far apart. Segment numbers are the label values.
 
-use super::codes;
 use super::dataset::{Item, bad};
-use super::encode::{Code, Encoder, uid_of};
+use super::encode::{Encoder, uid_of};
 use super::origin::SourceFrame;
 use super::scan::Scans;
 use crate::imaging::color;
 use crate::imaging::error::ImagingError;
+use crate::imaging::terminology::{self, Code};
 use crate::imaging::volume::Volume;
 
 /// What made a segmentation.
@@ -115,7 +116,7 @@ pub(super) fn encode(
         SegmentationKind::Binary => "1.2.840.10008.5.1.4.1.1.66.4",
         SegmentationKind::LabelMap => "1.2.840.10008.5.1.4.1.1.66.7",
     };
-    let frames = frames(&slices, names, kind);
+    let frames = frames(&slices, names, kind, scans.is_even(scan));
     let (bits, pixels) = pixels(&slices, &frames, names, kind);
     let seed = uid_of(&[
         scans.series_uid(scan).as_bytes(),
@@ -251,6 +252,7 @@ fn frames(
     slices: &[LabelledSlice<'_>],
     names: &[(u16, String)],
     kind: SegmentationKind,
+    is_even: bool,
 ) -> Vec<Frame> {
     if kind == SegmentationKind::LabelMap {
         return (0..slices.len())
@@ -258,9 +260,10 @@ fn frames(
             .collect();
     }
     let mut frames = Vec::new();
-    for &(segment, _) in names {
+    for (n, &(segment, _)) in names.iter().enumerate() {
+        let everywhere = n == 0 && !is_even;
         for (slice, labelled) in slices.iter().enumerate() {
-            if labelled.labels.contains(&segment) {
+            if everywhere || labelled.labels.contains(&segment) {
                 frames.push(Frame { segment, slice });
             }
         }
@@ -305,7 +308,7 @@ fn pixels(
 }
 
 fn segment(item: &mut Encoder, value: u16, label: &str, name: &str, by: &Algorithm, uid: &str) {
-    let property = codes::of_name(name);
+    let property = terminology::of_any_name(name);
     item.code(0x0062_0003, &property.category)
         .words(0x0062_0004, &[value])
         .text(0x0062_0005, b"LO", label);
@@ -324,10 +327,10 @@ fn segment(item: &mut Encoder, value: u16, label: &str, name: &str, by: &Algorit
     }
     item.words(0x0062_000d, &cie_lab(color::of_value(value)))
         .item(0x0062_000f, |kind| {
-            kind.text(0x0008_0100, b"SH", property.kind.value)
-                .text(0x0008_0102, b"SH", property.kind.scheme)
-                .text(0x0008_0104, b"LO", property.kind.meaning);
-            if let Some(side) = &property.side {
+            kind.text(0x0008_0100, b"SH", property.r#type.value)
+                .text(0x0008_0102, b"SH", property.r#type.scheme)
+                .text(0x0008_0104, b"LO", property.r#type.meaning);
+            if let Some(side) = &property.modifier {
                 kind.code(0x0062_0011, side);
             }
         })

@@ -3,10 +3,13 @@
 //! Frames may be left out where a segment is not. The grid then reaches from the first to the last frame, and lies where
 //! it belongs in the patient, as that of a cropped `.seg.nrrd`.
 
+use std::collections::{BTreeMap, BTreeSet};
+
 use super::dataset::{DataSet, Item, bad};
 use super::instance::{Slice, slices};
+use super::layers::{Layers, Mask};
 use super::pixels::{Frames, PixelFormat};
-use super::series::{SAME_PLACE_MM, among, even_places};
+use super::series::{MAX_FILL, SAME_PLACE_MM, among, even_places};
 use crate::imaging::budget::Budget;
 use crate::imaging::error::ImagingError;
 use crate::imaging::geometry::{Geometry, cross, dot};
@@ -17,6 +20,8 @@ const SEGMENT_NUMBER: u32 = 0x0062_0004;
 const FRAME_SEGMENT: u32 = 0x0062_000a;
 const FRAME_SEGMENT_NUMBER: u32 = 0x0062_000b;
 const MAX_FRACTION: u32 = 0x0062_000e;
+/// Gaps between uneven places that are wider than so many usual ones are gaps between structures.
+const MAX_BRIDGE: f64 = 8.0;
 
 /// Reads a Segmentation object.
 ///
@@ -35,7 +40,8 @@ pub(super) fn decode(set: &DataSet, budget: &Budget) -> Result<LabelFile, Imagin
     let frames = Frames::new(set, format, count)?;
     // The notes are about Hounsfield units.
     let placed = slices(root, count, &mut Vec::new())?;
-    let (geometry, frame_slices) = grid(&placed, &format)?;
+    let grid = grid(&placed, &format)?;
+    let mut layers = Layers::new(grid.geometry.shape(), budget)?;
     let mut warnings = set.warnings.clone();
     let names = names(root)?;
     let kind = root.text(0x0062_0001).unwrap_or_default();
@@ -49,44 +55,39 @@ pub(super) fn decode(set: &DataSet, budget: &Budget) -> Result<LabelFile, Imagin
         }
         _ => return Err(bad("a segmentation of no known type")),
     };
-    let voxels = geometry.voxel_count();
-    let mut layers = Layers {
-        budget,
-        shape: geometry.shape(),
-        layers: Vec::new(),
-    };
-    let pixels = format.pixel_count();
     if let Some(threshold) = threshold {
-        let numbers = segments_of_frames(root, count)?;
-        let mut found = Vec::new();
+        let mut frames_of: BTreeMap<u16, Vec<usize>> = BTreeMap::new();
+        for (frame, number) in segments_of_frames(root, count)?.into_iter().enumerate() {
+            frames_of.entry(number).or_default().push(frame);
+        }
+        let mut segments = Vec::new();
         for (number, name) in names {
-            let mut mask = vec![false; voxels];
-            for frame in (0..count).filter(|&frame| numbers[frame] == number) {
+            let mut mask = Mask::new();
+            for &frame in frames_of.get(&number).into_iter().flatten() {
                 let values = frames.read(frame)?;
-                for &slice in &frame_slices[frame] {
-                    let part = &mut mask[slice * pixels..(slice + 1) * pixels];
+                for &slice in grid.slices_of(frame) {
+                    let part = mask
+                        .entry(slice)
+                        .or_insert_with(|| vec![false; values.len()]);
                     for (inside, value) in part.iter_mut().zip(&values) {
                         *inside |= *value >= threshold;
                     }
                 }
             }
-            let layer = layers.take(number, &mask)?;
-            found.push(segment(number, name, layer));
+            let layer = layers.put(number, &mask)?;
+            segments.push(segment(number, name, layer));
         }
-        layers.at_least_one()?;
         return Ok(LabelFile {
-            geometry,
-            layers: layers.layers,
-            segments: found,
+            geometry: grid.geometry,
+            layers: layers.into_inner(),
+            segments,
             warnings,
         });
     }
-    layers.at_least_one()?;
-    for (frame, slices) in frame_slices.iter().enumerate() {
+    for frame in 0..count {
         let values = frames.read(frame)?;
-        for &slice in slices {
-            let part = &mut layers.layers[0][slice * pixels..(slice + 1) * pixels];
-            for (label, value) in part.iter_mut().zip(&values) {
+        for &slice in grid.slices_of(frame) {
+            for (label, value) in layers.slice_mut(slice).iter_mut().zip(&values) {
                 *label = u16::try_from(*value).map_err(|_| {
                     ImagingError::LabelValues(format!("it holds the value {value}"))
                 })?;
@@ -100,8 +101,8 @@ pub(super) fn decode(set: &DataSet, budget: &Budget) -> Result<LabelFile, Imagin
         .map(|(number, name)| segment(number, name, 0))
         .collect();
     Ok(LabelFile {
-        geometry,
-        layers: layers.layers,
+        geometry: grid.geometry,
+        layers: layers.into_inner(),
         segments,
         warnings,
     })
@@ -117,58 +118,14 @@ fn segment(number: u16, name: String, layer: usize) -> Segment {
     }
 }
 
-/// Layers of segments that may overlap.
-struct Layers<'b> {
-    budget: &'b Budget,
-    shape: [usize; 3],
-    layers: Vec<Vec<u16>>,
-}
-
-impl Layers<'_> {
-    /// Puts a segment into the first layer where its place is free.
-    fn take(&mut self, number: u16, mask: &[bool]) -> Result<usize, ImagingError> {
-        let free = |layer: &Vec<u16>| {
-            let mut voxels = layer.iter().zip(mask);
-            voxels.all(|(label, inside)| !inside || *label == 0)
-        };
-        let layer = match self.layers.iter().position(free) {
-            Some(layer) => layer,
-            None => self.add()?,
-        };
-        for (label, _) in self.layers[layer]
-            .iter_mut()
-            .zip(mask)
-            .filter(|(_, inside)| **inside)
-        {
-            *label = number;
-        }
-        Ok(layer)
-    }
-
-    fn add(&mut self) -> Result<usize, ImagingError> {
-        let [z, y, x] = self.shape.map(|n| n as u64);
-        let layers = self.layers.len() as u64 + 1;
-        self.budget.admit(&[z, y, x, layers], 2)?;
-        self.layers.push(vec![0; self.shape.iter().product()]);
-        Ok(self.layers.len() - 1)
-    }
-
-    fn at_least_one(&mut self) -> Result<(), ImagingError> {
-        if self.layers.is_empty() {
-            self.add()?;
-        }
-        Ok(())
-    }
-}
-
 /// Number and name of each segment.
 fn names(root: Item<'_>) -> Result<Vec<(u16, String)>, ImagingError> {
-    let mut names: Vec<(u16, String)> = Vec::new();
+    let (mut names, mut numbers) = (Vec::new(), BTreeSet::new());
     for item in root.items(SEGMENTS) {
         let number = item
             .u16(SEGMENT_NUMBER)
             .ok_or_else(|| bad("a segment has no number"))?;
-        if names.iter().any(|(other, _)| *other == number) {
+        if !numbers.insert(number) {
             return Err(bad(format!("two segments have the number {number}")));
         }
         let name = item
@@ -195,11 +152,22 @@ fn segments_of_frames(root: Item<'_>, count: usize) -> Result<Vec<u16>, ImagingE
         .collect()
 }
 
-/// The grid over all frames, and the voxel slices that each frame fills.
-fn grid(
-    frames: &[Slice],
-    format: &PixelFormat,
-) -> Result<(Geometry, Vec<Vec<usize>>), ImagingError> {
+/// The grid over all frames, and which of its slices each frame fills.
+struct Grid {
+    geometry: Geometry,
+    /// Number of the place of each frame along the normal.
+    place_of: Vec<usize>,
+    /// The voxel slices of each place.
+    slices: Vec<Vec<usize>>,
+}
+
+impl Grid {
+    fn slices_of(&self, frame: usize) -> &[usize] {
+        &self.slices[self.place_of[frame]]
+    }
+}
+
+fn grid(frames: &[Slice], format: &PixelFormat) -> Result<Grid, ImagingError> {
     let first = &frames[0];
     let normal = cross(first.directions[0], first.directions[1]);
     let parallel = frames.iter().all(|frame| {
@@ -248,21 +216,7 @@ fn grid(
             let at = at.into_iter().map(|slice| vec![slice]).collect();
             (step, at, count)
         }
-        // Each voxel slice gets the nearest frame.
-        None => {
-            let smallest = places
-                .windows(2)
-                .map(|pair| pair[1] - pair[0])
-                .fold(f64::INFINITY, f64::min);
-            let most = 4.0 * (places.len() - 1) as f64;
-            let gaps = (span / smallest).round().min(most).max(1.0);
-            let mut at: Vec<Vec<usize>> = vec![Vec::new(); places.len()];
-            for slice in 0..=gaps as usize {
-                let index = among(&places, span * slice as f64 / gaps);
-                at[(index.round() as usize).min(places.len() - 1)].push(slice);
-            }
-            (span / gaps, at, gaps as usize + 1)
-        }
+        None => nearest(&places),
     };
     let [along_row, along_column] = first.directions;
     let geometry = Geometry::from_ijk(
@@ -274,6 +228,64 @@ fn grid(
             way.map(|v| v * step),
         ],
     )?;
-    let slices = place_of.iter().map(|&place| at[place].clone()).collect();
-    Ok((geometry, slices))
+    Ok(Grid {
+        geometry,
+        place_of,
+        slices: at,
+    })
+}
+
+/// Distance of the voxel slices over uneven places, the slices of each place, and their number. A slice gets the nearest
+/// place; in a gap that is wide beside the others, frames were left out, and slices far from its ends stay empty.
+fn nearest(places: &[f64]) -> (f64, Vec<Vec<usize>>, usize) {
+    let gaps: Vec<f64> = places.windows(2).map(|pair| pair[1] - pair[0]).collect();
+    let mut by_size = gaps.clone();
+    by_size.sort_by(f64::total_cmp);
+    let (smallest, median) = (by_size[0], by_size[by_size.len() / 2]);
+    let span = places[places.len() - 1];
+    let most = MAX_FILL * gaps.len() as f64;
+    let count = (span / smallest).round().min(most).max(1.0);
+    let step = span / count;
+    let mut slices: Vec<Vec<usize>> = vec![Vec::new(); places.len()];
+    for slice in 0..=count as usize {
+        let at = step * slice as f64;
+        let place = (among(places, at).round() as usize).min(places.len() - 1);
+        let gap = match at < places[place] {
+            true => place.checked_sub(1).map(|below| gaps[below]),
+            false => gaps.get(place).copied(),
+        };
+        let reach = match gap {
+            Some(gap) if gap > MAX_BRIDGE * median => median.max(step) / 2.0,
+            _ => f64::INFINITY,
+        };
+        if (at - places[place]).abs() <= reach {
+            slices[place].push(slice);
+        }
+    }
+    (step, slices, count as usize + 1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn slices_between_uneven_places() {
+        let (step, slices, count) = nearest(&[0.0, 1.0, 3.0, 4.5]);
+        assert_eq!((step, count), (0.9, 6));
+        assert_eq!(slices, [vec![0], vec![1, 2], vec![3, 4], vec![5]]);
+    }
+
+    #[test]
+    fn a_wide_gap_stays_empty() {
+        let (step, slices, count) = nearest(&[0.0, 1.0, 2.5, 42.5, 44.0]);
+        let last = count - 1;
+        assert_eq!(last as f64 * step, 44.0);
+        let filled: Vec<usize> = slices.concat();
+        assert!(filled.iter().all(|&n| {
+            let at = n as f64 * step;
+            at < 2.5 + step || at > 42.5 - step
+        }));
+        assert!(filled.contains(&0) && filled.contains(&last));
+    }
 }

@@ -19,7 +19,9 @@ pub(super) const SAME_PLACE_MM: f64 = 1e-3;
 const EVEN_SHARE: f64 = 0.05;
 const EVEN_MM: [f64; 2] = [0.02, 0.1];
 /// Most slices that an uneven scan of one slice gets.
-const MAX_FILL: f64 = 4.0;
+pub(super) const MAX_FILL: f64 = 4.0;
+/// Most kinds of images in one place.
+const MAX_GROUPS: usize = 4096;
 
 /// A frame of one of the instances.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -50,7 +52,10 @@ pub(super) fn stacks(
     same_pixels: &SamePixels<'_>,
 ) -> Vec<Result<Stack, ImagingError>> {
     let mut found = Vec::new();
-    let groups = groups(instances);
+    let groups = match groups(instances) {
+        Ok(groups) => groups,
+        Err(error) => return vec![Err(error)],
+    };
     let many = groups.len() > 1;
     let localizers = groups.iter().filter(|group| group.is_localizer).count();
     for group in &groups {
@@ -95,7 +100,7 @@ struct Group<'i> {
     frames: Vec<FrameRef>,
 }
 
-fn groups(instances: &[Instance]) -> Vec<Group<'_>> {
+fn groups(instances: &[Instance]) -> Result<Vec<Group<'_>>, ImagingError> {
     let mut groups: Vec<Group<'_>> = Vec::new();
     for (number, instance) in instances.iter().enumerate() {
         for (frame, slice) in instance.slices.iter().enumerate() {
@@ -103,6 +108,7 @@ fn groups(instances: &[Instance]) -> Vec<Group<'_>> {
                 instance: number,
                 frame,
             };
+            let is_full = groups.len() == MAX_GROUPS;
             // The last group first: neighbours in the folder mostly belong together.
             let known = groups
                 .iter_mut()
@@ -110,6 +116,11 @@ fn groups(instances: &[Instance]) -> Vec<Group<'_>> {
                 .find(|group| alike(group, instance, slice));
             match known {
                 Some(group) => group.frames.push(at),
+                None if is_full => {
+                    return Err(ImagingError::TooLarge(format!(
+                        "images of more than {MAX_GROUPS} series, orientations or sizes; give the folder of one series"
+                    )));
+                }
                 None => groups.push(Group {
                     instance,
                     slice,
@@ -119,7 +130,7 @@ fn groups(instances: &[Instance]) -> Vec<Group<'_>> {
             }
         }
     }
-    groups
+    Ok(groups)
 }
 
 fn alike(group: &Group<'_>, instance: &Instance, slice: &Slice) -> bool {

@@ -4,9 +4,12 @@
 //! marked as made automatically and not approved. The file is Implicit VR Little Endian, because long contours do not
 //! fit into a value of 16 bit length.
 
+use std::collections::{BTreeMap, BTreeSet};
+
 use super::contour::{Polygon, outlines, toggle_inside};
 use super::dataset::{DataSet, Item, bad};
 use super::encode::{Encoder, uid_of};
+use super::layers::{Layers, Mask};
 use super::origin::SourceFrame;
 use super::scan::Scans;
 use super::segmentation::{Algorithm, Common, Drawn, LabelledSlice};
@@ -176,75 +179,64 @@ pub(super) fn decode(
     budget: &Budget,
 ) -> Result<LabelFile, ImagingError> {
     let root = set.root();
-    let mut names: Vec<(u16, String)> = Vec::new();
-    for item in root.items(0x3006_0020) {
-        let number = number(item, 0x3006_0022)?;
-        let name = item
-            .text(0x3006_0026)
-            .unwrap_or_else(|| format!("ROI_{number}"));
-        names.push((number, name));
+    let mut contours_of: BTreeMap<u16, Vec<Item<'_>>> = BTreeMap::new();
+    for roi in root.items(0x3006_0039) {
+        let number = number(roi, 0x3006_0084)?;
+        contours_of
+            .entry(number)
+            .or_default()
+            .extend(roi.items(0x3006_0040));
+    }
+    let regions = root.items(0x3006_0020);
+    if regions.len() > usize::from(u16::MAX) {
+        return Err(bad(format!("{} regions", regions.len())));
     }
     let [count, rows, columns] = grid.shape();
-    let (mut layers, mut segments) = (vec![vec![0u16; grid.voxel_count()]], Vec::new());
+    let mut layers = Layers::new(grid.shape(), budget)?;
+    let (mut segments, mut numbers) = (Vec::new(), BTreeSet::new());
     let mut warnings = set.warnings.clone();
-    for (value, (number_of_roi, name)) in (1u16..).zip(names) {
-        let mut mask = vec![false; grid.voxel_count()];
+    for (value, region) in (1..=u16::MAX).zip(regions) {
+        let number_of_roi = number(region, 0x3006_0022)?;
+        if !numbers.insert(number_of_roi) {
+            return Err(bad(format!("two regions have the number {number_of_roi}")));
+        }
+        let name = region
+            .text(0x3006_0026)
+            .unwrap_or_else(|| format!("ROI_{number_of_roi}"));
+        let mut mask = Mask::new();
         let mut skipped = 0;
-        for roi in root.items(0x3006_0039) {
-            if number(roi, 0x3006_0084)? != number_of_roi {
+        for &item in contours_of.get(&number_of_roi).into_iter().flatten() {
+            let kind = item.text(0x3006_0042).unwrap_or_default();
+            if !kind.starts_with("CLOSED_PLANAR") && !kind.starts_with("CLOSEDPLANAR") {
+                skipped += 1;
                 continue;
             }
-            for item in roi.items(0x3006_0040) {
-                let kind = item.text(0x3006_0042).unwrap_or_default();
-                if !kind.starts_with("CLOSED_PLANAR") && !kind.starts_with("CLOSEDPLANAR") {
-                    skipped += 1;
-                    continue;
-                }
-                let points = item
-                    .decimals(0x3006_0050)?
-                    .ok_or_else(|| bad("a contour has no points"))?;
-                let (points, rest) = points.as_chunks::<3>();
-                if !rest.is_empty() || points.is_empty() {
-                    return Err(bad("a contour has incomplete points"));
-                }
-                let indices: Vec<[f64; 3]> = points.iter().map(|&mm| grid.to_index(mm)).collect();
-                let middle = indices.iter().map(|i| i[0]).sum::<f64>() / indices.len() as f64;
-                let slice = middle.round();
-                let is_flat = indices.iter().all(|i| (i[0] - slice).abs() <= OFF_SLICE);
-                if !is_flat || !(0.0..count as f64).contains(&slice) {
-                    return Err(ImagingError::Unsupported(format!(
-                        "a contour of {name:?} lies on no slice of the image"
-                    )));
-                }
-                let polygon: Vec<[f64; 2]> = indices.iter().map(|i| [i[2], i[1]]).collect();
-                let first = slice as usize * rows * columns;
-                let part = &mut mask[first..first + rows * columns];
-                toggle_inside(&polygon, columns, rows, part);
+            let points = item
+                .decimals(0x3006_0050)?
+                .ok_or_else(|| bad("a contour has no points"))?;
+            let (points, rest) = points.as_chunks::<3>();
+            if !rest.is_empty() || points.is_empty() {
+                return Err(bad("a contour has incomplete points"));
             }
+            let indices: Vec<[f64; 3]> = points.iter().map(|&mm| grid.to_index(mm)).collect();
+            let middle = indices.iter().map(|i| i[0]).sum::<f64>() / indices.len() as f64;
+            let slice = middle.round();
+            let is_flat = indices.iter().all(|i| (i[0] - slice).abs() <= OFF_SLICE);
+            if !is_flat || !(0.0..count as f64).contains(&slice) {
+                return Err(ImagingError::Unsupported(format!(
+                    "a contour of {name:?} lies on no slice of the image"
+                )));
+            }
+            let polygon: Vec<[f64; 2]> = indices.iter().map(|i| [i[2], i[1]]).collect();
+            let part = mask
+                .entry(slice as usize)
+                .or_insert_with(|| vec![false; rows * columns]);
+            toggle_inside(&polygon, columns, rows, part);
         }
         if skipped > 0 {
             warnings.push(format!("{skipped} open contours or points were left out"));
         }
-        let free = |layer: &Vec<u16>| {
-            let mut voxels = layer.iter().zip(&mask);
-            voxels.all(|(label, inside)| !inside || *label == 0)
-        };
-        let layer = match layers.iter().position(free) {
-            Some(layer) => layer,
-            None => {
-                let sizes = [count, rows, columns, layers.len() + 1].map(|n| n as u64);
-                budget.admit(&sizes, 2)?;
-                layers.push(vec![0; grid.voxel_count()]);
-                layers.len() - 1
-            }
-        };
-        for (label, _) in layers[layer]
-            .iter_mut()
-            .zip(&mask)
-            .filter(|(_, inside)| **inside)
-        {
-            *label = value;
-        }
+        let layer = layers.put(value, &mask)?;
         segments.push(Segment {
             id: format!("ROI_{number_of_roi}"),
             name,
@@ -255,7 +247,7 @@ pub(super) fn decode(
     }
     Ok(LabelFile {
         geometry: *grid,
-        layers,
+        layers: layers.into_inner(),
         segments,
         warnings,
     })

@@ -12,10 +12,11 @@ pub(in crate::imaging::dicom) struct Item<'d> {
 
 impl<'d> Item<'d> {
     fn element(&self, tag: u32) -> Option<&'d Element> {
-        self.set.items[self.item as usize]
-            .iter()
-            .map(|&number| &self.set.elements[number as usize])
-            .find(|element| element.tag == tag)
+        let numbers = &self.set.items[self.item as usize];
+        let element = |number: u32| &self.set.elements[number as usize];
+        let at = numbers.partition_point(|&number| element(number).tag < tag);
+        let found = element(*numbers.get(at)?);
+        (found.tag == tag).then_some(found)
     }
 
     /// The value as it is in the file; none when it is absent or empty.

@@ -54,6 +54,21 @@ fn values_are_found_where_they_belong() {
 }
 
 #[test]
+fn elements_out_of_order_are_found_and_the_first_of_two_counts() {
+    let word = |tag, value: u8| element(tag, b"US", &[value, 0]);
+    let set = [
+        word(0x0028_0100, 16),
+        word(0x0028_0010, 5),
+        word(0x0028_0011, 6),
+        word(0x0028_0010, 7),
+    ]
+    .concat();
+    let set = parse(&set).unwrap();
+    let found = [0x0028_0010, 0x0028_0011, 0x0028_0100, 0x0028_0101].map(|tag| set.root().u16(tag));
+    assert_eq!(found, [Some(5), Some(6), Some(16), None]);
+}
+
+#[test]
 fn a_length_beyond_the_file_is_refused_before_it_is_used() {
     let mut set = element(0x0040_0001, b"OB", &[1, 2]);
     let at = set.len() - 6;
