@@ -10,9 +10,9 @@ use libfuzzer_sys::fuzz_target;
 /// A grid for contours, around those of the seeds.
 static GRID: LazyLock<Geometry> = LazyLock::new(|| {
     Geometry::from_ijk(
-        [64, 64, 48],
-        [-320.0, -320.0, -480.0],
-        [[10.0, 0.0, 0.0], [0.0, 10.0, 0.0], [0.0, 0.0, 20.0]],
+        [48, 48, 48],
+        [-384.0, -384.0, -480.0],
+        [[16.0, 0.0, 0.0], [0.0, 16.0, 0.0], [0.0, 0.0, 20.0]],
     )
     .expect("a plain grid")
 });
