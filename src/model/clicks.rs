@@ -191,19 +191,17 @@ impl GridClicks {
 
     /// The Gaussian of a click at a voxel of the window at `start`, 0 beyond its reach.
     fn brightness(&self, place: [f64; 3], start: [isize; 3], at: [usize; 3]) -> f32 {
+        // The square of the distance in standard deviations.
         let square: f64 = (0..3)
-            .map(|axis| self.square(place, start, axis, at[axis]))
+            .map(|axis| {
+                let voxels = at[axis] as f64 - (place[axis] - start[axis] as f64);
+                (voxels * self.spacing_mm[axis] / self.guidance.sigma_mm).powi(2)
+            })
             .sum();
         match square <= REACH * REACH {
             true => (-0.5 * square).exp() as f32,
             false => 0.0,
         }
-    }
-
-    /// The square of a voxel's distance from a click along one axis, in standard deviations.
-    fn square(&self, place: [f64; 3], start: [isize; 3], axis: usize, voxel: usize) -> f64 {
-        let voxels = voxel as f64 - (place[axis] - start[axis] as f64);
-        (voxels * self.spacing_mm[axis] / self.guidance.sigma_mm).powi(2)
     }
 
     /// Whether the window at `start` sees any of the clicks.
