@@ -1,9 +1,9 @@
 //! Faults at every point: kills and disk errors at every system call of a submit, kills under load, damaged uploads, kills
 //! of workers and servers in the middle of rounds.
 //!
-//! `cargo test --release --test fault -- [NAME] [--kills N] [--uploads N] [--rounds N]`: without options it runs a short
-//! form, as `tests/run` does. 500 kills, 1000 uploads and 20 rounds are the whole sets. The binary is its own helper: `submit` and `serve`
-//! below are what it kills.
+//! `cargo test --release --test fault -- [NAME] [--every N] [--kills N] [--uploads N] [--rounds N]`: without options it
+//! runs a short form, as `tests/run` does. Every call (`--every 1`), 500 kills, 1000 uploads and 20 rounds are the whole
+//! sets. The binary is its own helper: `submit` and `serve` below are what it kills.
 #![cfg(target_os = "linux")]
 #![allow(clippy::unwrap_used, clippy::expect_used)] // tests fail by panicking
 
@@ -29,6 +29,8 @@ use std::time::Instant;
 
 /// How much is tried.
 struct Amount {
+    /// One system call of so many.
+    every: usize,
     kills: usize,
     uploads: usize,
     rounds: usize,
@@ -51,14 +53,16 @@ fn main() {
         _ => {}
     }
     let mut amount = Amount {
+        every: 4,
         kills: 50,
         uploads: 10,
-        rounds: 4,
+        rounds: 2,
     };
     let (mut wanted, mut rest) = (None, arguments.into_iter());
     while let Some(argument) = rest.next() {
         let mut number = || rest.next().unwrap().parse().unwrap();
         match argument.as_str() {
+            "--every" => amount.every = number(),
             "--kills" => amount.kills = number(),
             "--uploads" => amount.uploads = number(),
             "--rounds" => amount.rounds = number(),
