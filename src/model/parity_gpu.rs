@@ -226,7 +226,7 @@ fn gpu_mixed_precision_training() {
     if !gpu_found() {
         return;
     }
-    let plain = |bits| {
+    let plain = |bits: Option<u32>| {
         training::<Flex>(
             if bits.is_none() { 3 } else { 1 },
             Precision::F32,
