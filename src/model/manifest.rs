@@ -195,7 +195,8 @@ impl Manifest {
         dir.join(WEIGHTS)
     }
 
-    /// Reads the weights and compares them with the manifest's hash.
+    /// Reads the weights and compares them with the manifest's hash. Subnormal numbers, as training elsewhere leaves them where
+    /// nothing but weight decay moved a weight, become zero: with them a processor multiplies many times slower.
     pub fn read_weights(&self, dir: &Path) -> Result<State, ModelError> {
         let path = Self::weights_path(dir);
         let bytes = std::fs::read(&path).map_err(ModelError::io(&path))?;
@@ -204,7 +205,12 @@ impl Manifest {
                 "the weights are not those of the manifest (SHA-256 differs); copy the model again";
             return Err(ModelError::bad(path, reason));
         }
-        weights::parse(&bytes).map_err(|reason| ModelError::bad(path, reason))
+        let mut state = weights::parse(&bytes).map_err(|reason| ModelError::bad(path, reason))?;
+        let values = state.values_mut().flat_map(|tensor| &mut tensor.values);
+        for value in values.filter(|value| value.is_subnormal()) {
+            *value = 0.0;
+        }
+        Ok(state)
     }
 
     /// Whether every weight is a finite number.
@@ -278,4 +284,35 @@ fn write_synced(path: &Path, content: &[u8]) -> std::io::Result<()> {
     let mut file = std::fs::File::create(path)?;
     file.write_all(content)?;
     file.sync_all()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::convert::create_untrained;
+    use crate::model::pct_net::PctNetConfig;
+
+    #[test]
+    fn subnormal_weights_are_read_as_zero_and_all_others_as_they_are() {
+        let dir = tempfile::tempdir().unwrap();
+        let config = PctNetConfig {
+            feature_chns: [4, 8, 16, 16, 16],
+            num_heads: [2, 2, 2],
+            ..PctNetConfig::pct_net_s(2, [16, 32, 32], 1)
+        };
+        let labels = LabelSchema::from_list("a").unwrap();
+        let raw = dir.path().join("raw");
+        let manifest = create_untrained(&raw, "test", &config, &labels, 1).unwrap();
+        let mut state = manifest.read_weights(&raw).unwrap();
+        let name = state.keys().find(|name| name.ends_with("weight")).unwrap();
+        let name = name.clone();
+        let small = [f32::MIN_POSITIVE, -f32::MIN_POSITIVE / 2.0, 1e-45];
+        state.get_mut(&name).unwrap().values[..3].copy_from_slice(&small);
+        let made = dir.path().join("made");
+        let manifest = write_model(&made, &manifest.model, &state).unwrap();
+        let found = manifest.read_weights(&made).unwrap();
+        let small = [f32::MIN_POSITIVE, 0.0, 0.0];
+        state.get_mut(&name).unwrap().values[..3].copy_from_slice(&small);
+        assert_eq!(found, state);
+    }
 }
