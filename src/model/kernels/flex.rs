@@ -1,11 +1,11 @@
 //! [`Kernels`](super::Kernels) on the CPU: burn's flex tensors in and out of the slices of [`cpu`](super::cpu).
 
-use burn::tensor::{TensorData, ops::FloatTensorOps};
+use burn::tensor::TensorData;
 use burn_flex::{Flex, FlexTensor};
 
 use super::cpu::dice_cross_entropy::dice_cross_entropy;
 use super::cpu::{
-    adam, batch_norm, conv3d, gelu, layer_norm, pool, tokens, upsample, window_attention,
+    adam, batch_norm, conv3d, gelu, layer_norm, pool, product, tokens, upsample, window_attention,
 };
 use super::{
     AdamStep, AttentionLayout, DICE_SMOOTHING, Kernels, MASKED, NORM_EPSILON, NormConvGrads,
@@ -344,30 +344,22 @@ impl Kernels for Flex {
     }
 
     fn row_linear(x: FlexTensor, weight: FlexTensor, bias: FlexTensor) -> FlexTensor {
-        let shape = x.layout().shape().to_vec();
-        let (out, input) = (weight.layout().shape()[0], weight.layout().shape()[1]);
-        let x = x
-            .to_contiguous()
-            .reshape([shape[0] * shape[1], input].into());
-        let mut y = Flex::float_matmul(x, weight.transpose(0, 1)).to_contiguous();
-        let bias = Host::new(bias);
-        match y.try_storage_mut::<f32>() {
-            Some(values) => tokens::add_row_bias(values, bias.values()),
-            None => unreachable!("a fresh matrix product has one owner"),
-        }
-        y.reshape([shape[0], shape[1], out].into())
+        let (x, weight, bias) = (Host::new(x), Host::new(weight), Host::new(bias));
+        let y = product::linear(x.values(), weight.values(), bias.values(), weight.shape[1]);
+        tensor(y, &[x.shape[0], x.shape[1], weight.shape[0]])
     }
 
     fn row_linear_grad(x: FlexTensor, weight: FlexTensor, grad: FlexTensor) -> [FlexTensor; 3] {
-        let shape = x.layout().shape().to_vec();
-        let (out, input) = (weight.layout().shape()[0], weight.layout().shape()[1]);
-        let rows = shape[0] * shape[1];
-        let x = x.to_contiguous().reshape([rows, input].into());
-        let grad = grad.to_contiguous().reshape([rows, out].into());
-        let bias_grad = tokens::sum_rows(Host::new(grad.clone()).values(), out);
-        let weight_grad = Flex::float_matmul(grad.transpose(0, 1), x);
-        let x_grad = Flex::float_matmul(grad, weight);
-        [x_grad.reshape(shape.into()), weight_grad, vector(bias_grad)]
+        let (x, weight, grad) = (Host::new(x), Host::new(weight), Host::new(grad));
+        let (out, input) = (weight.shape[0], weight.shape[1]);
+        let bias_grad = tokens::sum_rows(grad.values(), out);
+        let weight_grad = product::linear_weight_grad(x.values(), grad.values(), input);
+        let x_grad = product::linear_input_grad(weight.values(), grad.values(), input);
+        [
+            tensor(x_grad, &x.shape),
+            tensor(weight_grad, &weight.shape),
+            vector(bias_grad),
+        ]
     }
 
     fn swap_rows(x: FlexTensor) -> FlexTensor {

@@ -18,6 +18,7 @@ pub mod machine;
 mod math;
 mod micro;
 pub mod pool;
+pub mod product;
 mod simd;
 pub mod softmax;
 #[cfg(test)]
