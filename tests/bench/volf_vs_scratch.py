@@ -13,9 +13,11 @@ difference with its 95 % percentile bootstrap interval over seeds and cases, in 
 
 import argparse
 import json
+import os
 import random
 import shlex
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from hn_oar_folds import case_names, run, subset
@@ -35,6 +37,11 @@ def judge(binary: Path, model: Path, data: Path, names: list[str], folder: Path)
          "--labels", data / "dataset.json", "--json"]
     )
     return json.loads(out)["cases"]
+
+
+def draw(pool: list[str], k: int, seed: int) -> list[str]:
+    """The cases to learn from."""
+    return sorted(random.Random(f"{seed}").sample(pool, k))
 
 
 def mean(values: list[float]) -> float:
@@ -88,27 +95,32 @@ def main() -> None:
     parser.add_argument("--early", default="200", help="further numbers of steps, for the early part of the curve; may be empty")
     parser.add_argument("--held-out", type=int, default=4, metavar="N")
     parser.add_argument("--train-args", default="", help="further options of fewlabel train for both arms, as one string")
+    parser.add_argument("--jobs", type=int, default=1, metavar="N", help="runs at once, which share the cores")
     parser.add_argument("--json", type=Path, metavar="OUT")
     args = parser.parse_args()
     names = case_names(args.data)
     pool, held_out = names[: -args.held_out], names[-args.held_out :]
     points = sorted({int(steps) for steps in args.early.split(",") if steps} | {args.steps})
-    results = []
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    os.environ["RAYON_NUM_THREADS"] = str(max(1, cores // args.jobs))
+
+    def learn(k: int, steps: int, seed: int, arm: str) -> dict[str, dict[str, float | None]]:
+        with tempfile.TemporaryDirectory() as folder:
+            work = Path(folder)
+            seen = subset(args.data, draw(pool, k, seed), work / "learning")
+            command = [args.binary, "train", "--data", seen, "--out", work / "model", "--init", args.pretrained]
+            command += [*ARMS[arm], "--steps", steps, "--seed", seed, "--val-split", "0"]
+            run([*command, *shlex.split(args.train_args)])
+            return judge(args.binary, work / "model", args.data, held_out, work / "judged")
+
+    results, workers = [], ThreadPoolExecutor(args.jobs)
     for k in map(int, args.labels.split(",")):
         for steps in points:
             runs = []
             for seed in map(int, args.seeds.split(",")):
-                drawn = sorted(random.Random(f"{seed}").sample(pool, k))
-                one = {"seed": seed, "learned_from": drawn}
-                for arm, options in ARMS.items():
-                    with tempfile.TemporaryDirectory() as folder:
-                        work = Path(folder)
-                        seen = subset(args.data, drawn, work / "learning")
-                        command = [args.binary, "train", "--data", seen, "--out", work / "model", "--init", args.pretrained]
-                        command += [*options, "--steps", steps, "--seed", seed, "--val-split", "0"]
-                        run([*command, *shlex.split(args.train_args)])
-                        one[arm] = judge(args.binary, work / "model", args.data, held_out, work / "judged")
-                runs.append(one)
+                found = {arm: workers.submit(learn, k, steps, seed, arm) for arm in ARMS}
+                runs.append({"seed": seed, "learned_from": draw(pool, k, seed)} | found)
+            runs = [{key: value.result() if key in ARMS else value for key, value in one.items()} for one in runs]
             rng = random.Random(f"{k} {steps}")
             structures = list(next(iter(runs[0]["scratch"].values())))
             overall = compare(runs, None, rng)

@@ -155,16 +155,9 @@ fn rounds_table(page: &mut Page, structures: &[String], records: &[RoundRecord])
 fn figure(summary: &Summary) -> Figure {
     let count = summary.strategies.len();
     let mut figure = Figure::new(1000.0, (80.0 + 26.0 * count as f64).max(420.0) + 20.0);
-    let means = || {
-        let curves = summary.strategies.iter().flat_map(|s| &s.curve);
-        curves.map(|point| point.dice.mean)
-    };
-    let lowest = means().fold(1.0, f64::min);
-    let highest = means()
-        .chain(summary.full.iter().map(|f| f.mean))
-        .fold(0.0, f64::max);
-    let margin = (0.25 * (highest - lowest)).max(0.02);
-    let y = [(lowest - margin).max(0.0), (highest + margin).min(1.0)];
+    let shown = summary.strategies.iter().flat_map(|s| &s.curve);
+    let shown = shown.map(|point| &point.dice).chain(&summary.full);
+    let y = range(shown.flat_map(extent), 0.02);
     let budgets = || {
         let curves = summary.strategies.iter().flat_map(|s| &s.curve);
         curves.map(|point| point.cases as f64)
@@ -228,6 +221,22 @@ fn curve(figure: &mut Figure, frame: &Frame, points: &[Point], n: usize, shift: 
     }
 }
 
+/// Everything that is drawn of an estimate.
+fn extent(estimate: &Estimate) -> impl Iterator<Item = f64> {
+    let ends = estimate.interval.into_iter().flatten();
+    ends.chain(estimate.values.iter().copied())
+        .chain([estimate.mean])
+}
+
+/// An axis of Dice that shows all values and a little more, at least `least`; intervals may reach beyond 0 and 1, it does not.
+fn range(values: impl Iterator<Item = f64>, least: f64) -> [f64; 2] {
+    let (low, high) = values.fold((f64::INFINITY, 0.0f64), |(low, high), value| {
+        (low.min(value), high.max(value))
+    });
+    let margin = (0.1 * (high - low)).max(least);
+    [(low - margin).max(0.0), (high + margin).min(1.0)]
+}
+
 /// Further strategies than there are colours are dashed.
 fn dash(n: usize) -> f64 {
     4.0 * (n / super::figure::SERIES.len()) as f64
@@ -235,23 +244,12 @@ fn dash(n: usize) -> f64 {
 
 /// Area under the curve per strategy, with the names that are the legend of both parts.
 fn areas(figure: &mut Figure, summary: &Summary) {
-    let values = || {
-        summary
-            .strategies
-            .iter()
-            .flat_map(|s| &s.aubc.values)
-            .copied()
-    };
-    let (low, high) = (
-        values().fold(f64::INFINITY, f64::min),
-        values().fold(0.0, f64::max),
-    );
-    let margin = (0.3 * (high - low)).max(0.01);
+    let shown = summary.strategies.iter().flat_map(|s| extent(&s.aubc));
     let count = summary.strategies.len() as f64;
     let frame = Frame {
         from: [750.0, 40.0],
         size: [230.0, 26.0 * count + 14.0],
-        x: [(low - margin).max(0.0), (high + margin).min(1.0)],
+        x: range(shown, 0.01),
         y: [0.0, 1.0],
     };
     let title = [610.0, frame.from[1] - 10.0];
