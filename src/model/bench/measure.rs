@@ -124,7 +124,8 @@ impl Bench {
                     ..measured
                 }
             });
-            // After the runs: what it takes does not count as theirs.
+            // After the runs, and in memory that they have given back: what it takes does not count as theirs.
+            give_back();
             let layers = self.layers()?;
             // Plans count float32; other activations and weights are half as long.
             let width = match measured.precision {
