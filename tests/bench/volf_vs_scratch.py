@@ -113,14 +113,15 @@ def main() -> None:
             run([*command, *shlex.split(args.train_args)])
             return judge(args.binary, work / "model", args.data, held_out, work / "judged")
 
+    seeds = [int(seed) for seed in args.seeds.split(",")]
     results, workers = [], ThreadPoolExecutor(args.jobs)
     for k in map(int, args.labels.split(",")):
         for steps in points:
-            runs = []
-            for seed in map(int, args.seeds.split(",")):
-                found = {arm: workers.submit(learn, k, steps, seed, arm) for arm in ARMS}
-                runs.append({"seed": seed, "learned_from": draw(pool, k, seed)} | found)
-            runs = [{key: value.result() if key in ARMS else value for key, value in one.items()} for one in runs]
+            found = [{arm: workers.submit(learn, k, steps, seed, arm) for arm in ARMS} for seed in seeds]
+            runs = [
+                {"seed": seed, "learned_from": draw(pool, k, seed)} | {arm: judged.result() for arm, judged in arms.items()}
+                for seed, arms in zip(seeds, found, strict=True)
+            ]
             rng = random.Random(f"{k} {steps}")
             structures = list(next(iter(runs[0]["scratch"].values())))
             overall = compare(runs, None, rng)
