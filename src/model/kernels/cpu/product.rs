@@ -103,38 +103,37 @@ fn product(
     let share = rows.div_ceil(4 * rayon::current_num_threads());
     let most = (2 * KEPT / columns).max(1);
     let chunk = share.min(most).next_multiple_of(micro.rows);
-    // SAFETY: each task first fills its part.
-    unsafe {
-        Output::in_chunks(rows * columns, chunk * columns, |index, y| {
-            match bias {
-                Some(bias) => {
-                    for y in y.chunks_exact_mut(columns) {
-                        y.copy_from_slice(bias);
-                    }
+    let task = |index: usize, y: &mut [f32]| {
+        match bias {
+            Some(bias) => {
+                for y in y.chunks_exact_mut(columns) {
+                    y.copy_from_slice(bias);
                 }
-                None => y.fill(0.0),
             }
-            let lens = [depth * micro.rows, micro.rows * columns];
-            with_scratch(lens, |[packed, last]| {
-                for part in ranges(terms, depth) {
-                    let right = &right[part.start * columns..part.end * columns];
-                    for (block, y) in y.chunks_mut(micro.rows * columns).enumerate() {
-                        let row = index * chunk + block * micro.rows;
-                        let own = [row, y.len() / columns];
-                        left.pack(isa, own, [rows, terms], part.clone(), packed, micro.rows);
-                        let offsets = &offsets[..part.len()];
-                        if own[1] == micro.rows {
-                            add(micro, packed, right, offsets, y, columns);
-                        } else {
-                            last[..y.len()].copy_from_slice(y);
-                            add(micro, packed, right, offsets, last, columns);
-                            y.copy_from_slice(&last[..y.len()]);
-                        }
+            None => y.fill(0.0),
+        }
+        let lens = [depth * micro.rows, micro.rows * columns];
+        with_scratch(lens, |[packed, last]| {
+            for part in ranges(terms, depth) {
+                let right = &right[part.start * columns..part.end * columns];
+                let offsets = &offsets[..part.len()];
+                for (block, y) in y.chunks_mut(micro.rows * columns).enumerate() {
+                    let row = index * chunk + block * micro.rows;
+                    let own = [row, y.len() / columns];
+                    left.pack(isa, own, [rows, terms], part.clone(), packed, micro.rows);
+                    if own[1] == micro.rows {
+                        add(micro, packed, right, offsets, y, columns);
+                    } else {
+                        last[..y.len()].copy_from_slice(y);
+                        add(micro, packed, right, offsets, last, columns);
+                        y.copy_from_slice(&last[..y.len()]);
                     }
                 }
-            });
-        })
-    }
+            }
+        });
+    };
+    // SAFETY: each task first fills its part.
+    unsafe { Output::in_chunks(rows * columns, chunk * columns, task) }
 }
 
 /// Adds a product of packed rows to a block of the result.
