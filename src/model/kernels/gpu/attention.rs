@@ -58,6 +58,15 @@ fn lanes_sum<N: Size>(value: Vector<f32, N>) -> f32 {
     total
 }
 
+/// Window, head and token that are this unit's own; the last cube of a window may have units behind the last token.
+#[cube]
+fn own_token(#[comptime] sizes: Sizes) -> (usize, usize, usize) {
+    let block = CUBE_POS % sizes.blocks;
+    let head = CUBE_POS / sizes.blocks % sizes.heads;
+    let window = CUBE_POS / comptime![sizes.blocks * sizes.heads];
+    (window, head, block * sizes.units + UNIT_POS as usize)
+}
+
 /// Where the part `kind` (query, key, value) of a token of a head begins, in vectors.
 #[cube]
 fn place(window: usize, token: usize, head: usize, kind: usize, #[comptime] sizes: Sizes) -> usize {
@@ -105,11 +114,12 @@ fn score_terms(
     in_sample: usize,
     query: usize,
     key: usize,
-    #[comptime] sizes: Sizes,
+    #[comptime] tokens: usize,
+    #[comptime] masked: bool,
 ) -> f32 {
     let mut terms = bias;
-    if sizes.masked {
-        let base = in_sample * sizes.tokens;
+    if masked {
+        let base = in_sample * tokens;
         if regions[base + query] != regions[base + key] {
             terms += MASKED;
         }
@@ -135,10 +145,7 @@ fn attention_kernel<E: Float, N: Size>(
     if CUBE_POS >= count {
         terminate!();
     }
-    let block = CUBE_POS % sizes.blocks;
-    let head = CUBE_POS / sizes.blocks % sizes.heads;
-    let window = CUBE_POS / comptime![sizes.blocks * sizes.heads];
-    let own = block * sizes.units + UNIT_POS as usize;
+    let (window, head, own) = own_token(sizes);
     let query = min(own, comptime![sizes.tokens - 1]);
     let mut q = Array::<Vector<f32, N>>::new(sizes.lanes);
     let mut o = Array::<Vector<f32, N>>::new(sizes.lanes);
@@ -173,7 +180,15 @@ fn attention_kernel<E: Float, N: Size>(
                     }
                     let seen = min(key, comptime![sizes.tokens - 1]);
                     let add = bias[(head * sizes.tokens + seen) * sizes.tokens + query];
-                    let terms = score_terms(add, regions, window % per_sample, query, seen, sizes);
+                    let terms = score_terms(
+                        add,
+                        regions,
+                        window % per_sample,
+                        query,
+                        seen,
+                        sizes.tokens,
+                        sizes.masked,
+                    );
                     let score = select(
                         key < sizes.tokens,
                         lanes_sum::<N>(dot) + terms,

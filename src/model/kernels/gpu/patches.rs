@@ -218,7 +218,7 @@ fn finish_kernel(
                     value += normal * sigma;
                 }
                 out[at] = value;
-                word = word | (label << comptime![part as u32 * 8]);
+                word |= label << comptime![part as u32 * 8];
             }
         }
         words[unit] = word;
@@ -343,18 +343,18 @@ fn cut<R: CubeRuntime>(job: &PatchJob, like: &CubeTensor<R>) -> (CubeTensor<R>, 
 /// The changes that look along the axes.
 fn change<R: CubeRuntime>(mut values: CubeTensor<R>, job: &PatchJob) -> CubeTensor<R> {
     if let Some(factors) = job.changes.low_resolution {
-        for axis in 0..3 {
+        for (axis, factor) in factors.into_iter().enumerate() {
             let side = job.size[axis];
-            let coarse = ((side as f64 / factors[axis]).round() as usize).max(1);
+            let coarse = ((side as f64 / factor).round() as usize).max(1);
             if coarse < side {
                 values = lines::low_resolution(values, job.size, axis, coarse);
             }
         }
     }
     if let Some(sigma) = job.changes.blur {
-        for axis in 0..3 {
-            if sigma[axis] > 0.0 && job.size[axis] > 1 {
-                values = lines::blur(values, job.size, axis, sigma[axis]);
+        for (axis, sigma) in sigma.into_iter().enumerate() {
+            if sigma > 0.0 && job.size[axis] > 1 {
+                values = lines::blur(values, job.size, axis, sigma);
             }
         }
     }

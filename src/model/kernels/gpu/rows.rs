@@ -288,7 +288,7 @@ pub fn row_norm_grad<R: CubeRuntime>(
 /// The normal distribution function.
 #[cube]
 fn normal_cdf<N: Size>(x: Vector<f32, N>) -> Vector<f32, N> {
-    let scaled = x * Vector::new(0.70710678f32);
+    let scaled = x * Vector::new(comptime![std::f32::consts::FRAC_1_SQRT_2]);
     (scaled.erf() + Vector::new(1.0f32)) * Vector::new(0.5f32)
 }
 

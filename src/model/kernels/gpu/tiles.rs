@@ -416,7 +416,7 @@ pub fn put_down(
 
 /// [`put_down`] with another distance of the rows.
 #[cube]
-pub fn put_down_strided(
+fn put_down_strided(
     sums: &Sums,
     #[comptime] tile: usize,
     shared: &mut SharedMemory<f32>,
@@ -438,6 +438,22 @@ pub fn put_down_strided(
             comptime![stride as u32],
             cmma::MatrixLayout::RowMajor,
         );
+    }
+}
+
+/// Puts `count` tiles of the sums down side by side, the first at `to`, rows `stride` apart.
+#[cube]
+pub fn put_down_row(
+    sums: &Sums,
+    shared: &mut SharedMemory<f32>,
+    to: usize,
+    #[comptime] count: usize,
+    #[comptime] stride: usize,
+    #[comptime] by: Multiplier,
+) {
+    #[unroll]
+    for i in 0..count {
+        put_down_strided(sums, i, shared, to + i * SIDE, stride, by);
     }
 }
 

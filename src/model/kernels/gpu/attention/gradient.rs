@@ -8,7 +8,7 @@ use cubecl::prelude::*;
 use super::super::layout::{cubes, empty, full, over, sides};
 use super::tiled::{OTHERS, Tiles};
 use super::tiled_gradient::{tiled_bias_grad_kernel, tiled_side_grad_kernel};
-use super::{Call, Sizes, TILE, lanes_sum, load_tile, place, result_place, score_terms};
+use super::{Call, Sizes, TILE, lanes_sum, load_tile, own_token, place, result_place, score_terms};
 use crate::model::kernels::AttentionLayout;
 
 /// Side of the bias gradient's tiles.
@@ -58,10 +58,7 @@ fn query_grad_kernel<E: Float, N: Size>(
     if CUBE_POS >= count {
         terminate!();
     }
-    let block = CUBE_POS % sizes.blocks;
-    let head = CUBE_POS / sizes.blocks % sizes.heads;
-    let window = CUBE_POS / comptime![sizes.blocks * sizes.heads];
-    let own = block * sizes.units + UNIT_POS as usize;
+    let (window, head, own) = own_token(sizes);
     let query = min(own, comptime![sizes.tokens - 1]);
     let mut q = Array::<Vector<f32, N>>::new(sizes.lanes);
     let mut g = Array::<Vector<f32, N>>::new(sizes.lanes);
@@ -95,7 +92,15 @@ fn query_grad_kernel<E: Float, N: Size>(
                 back += g[d] * values[j * sizes.lanes + d];
             }
             let add = bias[(head * sizes.tokens + key) * sizes.tokens + query];
-            let terms = score_terms(add, regions, window % per_sample, query, key, sizes);
+            let terms = score_terms(
+                add,
+                regions,
+                window % per_sample,
+                query,
+                key,
+                sizes.tokens,
+                sizes.masked,
+            );
             let p = (lanes_sum::<N>(dot) + terms - log_sum).exp();
             let slope = p * (lanes_sum::<N>(back) - own_along);
             #[unroll]
@@ -131,10 +136,7 @@ fn key_grad_kernel<E: Float, N: Size>(
     if CUBE_POS >= count {
         terminate!();
     }
-    let block = CUBE_POS % sizes.blocks;
-    let head = CUBE_POS / sizes.blocks % sizes.heads;
-    let window = CUBE_POS / comptime![sizes.blocks * sizes.heads];
-    let own = block * sizes.units + UNIT_POS as usize;
+    let (window, head, own) = own_token(sizes);
     let key = min(own, comptime![sizes.tokens - 1]);
     let mut k = Array::<Vector<f32, N>>::new(sizes.lanes);
     let mut v = Array::<Vector<f32, N>>::new(sizes.lanes);
@@ -179,7 +181,15 @@ fn key_grad_kernel<E: Float, N: Size>(
                 back += v[d] * grads[j * sizes.lanes + d];
             }
             let add = bias[(head * sizes.tokens + query) * sizes.tokens + key];
-            let terms = score_terms(add, regions, window % per_sample, query, key, sizes);
+            let terms = score_terms(
+                add,
+                regions,
+                window % per_sample,
+                query,
+                key,
+                sizes.tokens,
+                sizes.masked,
+            );
             let row = (window * sizes.heads + head) * sizes.tokens + query;
             let p = (lanes_sum::<N>(dot) + terms - log_sums[row]).exp();
             let slope = p * (lanes_sum::<N>(back) - along[row]);
@@ -258,7 +268,15 @@ fn bias_grad_kernel<E: Float, N: Size>(
             dot += queries[y * sizes.lanes + d] * keys[x * sizes.lanes + d];
             back += grads[y * sizes.lanes + d] * values[x * sizes.lanes + d];
         }
-        let terms = score_terms(add, regions, window % per_sample, query, key, sizes);
+        let terms = score_terms(
+            add,
+            regions,
+            window % per_sample,
+            query,
+            key,
+            sizes.tokens,
+            sizes.masked,
+        );
         let row = (window * sizes.heads + head) * sizes.tokens + query;
         let p = (lanes_sum::<N>(dot) * scale + terms - log_sums[row]).exp();
         total += p * (lanes_sum::<N>(back) - along[row]);

@@ -9,13 +9,17 @@ use cubecl::prelude::*;
 use super::super::layout::{cubes, empty, sides};
 use super::super::tiles::{
     Block, GROUP, Multiplier, SIDE, factor, load_vector, multiplier, multiply, no_sums,
-    put_down_strided, result, sync_group,
+    put_down_row, result, sync_group,
 };
-use super::{Call, LOWEST};
-use crate::model::kernels::{AttentionLayout, MASKED, NO_ROW};
+use super::{Call, LOWEST, score_terms};
+use crate::model::kernels::{AttentionLayout, NO_ROW};
 
 /// Tokens of the other side that are in shared memory at a time.
 pub const OTHERS: usize = 32;
+/// The parts of a token, in the order in which they lie in memory.
+pub const QUERY: usize = 0;
+pub const KEY: usize = 1;
+pub const VALUE: usize = 2;
 /// Scores of a row that one unit handles.
 pub const HALF: usize = OTHERS / 2;
 
@@ -131,10 +135,19 @@ impl Tiles {
     }
 }
 
+/// Window, head and first own token of this cube.
+#[cube]
+pub fn own_block(#[comptime] tiles: Tiles) -> (usize, usize, usize) {
+    let block = CUBE_POS % tiles.blocks;
+    let head = CUBE_POS / tiles.blocks % tiles.heads;
+    let window = CUBE_POS / comptime![tiles.blocks * tiles.heads];
+    (window, head, block * comptime![tiles.groups * SIDE])
+}
+
 /// Tokens `first..first + count` of a head into shared memory as factors, zeros behind the last. `width` vectors lie
 /// between one token and the next in memory; the head's begin at `start` in the first token of the window.
 #[cube]
-pub fn load_tokens<E: Float, S: Float, N: Size>(
+fn load_tokens<E: Float, S: Float, N: Size>(
     from: &Tensor<Vector<E, N>>,
     tile: &mut SharedMemory<Vector<S, N>>,
     start: usize,
@@ -196,7 +209,41 @@ fn load_indexed<E: Float, S: Float, N: Size>(
     }
 }
 
-/// Queries (`kind` 0), keys (1) or values (2) of a window's tokens of a head.
+/// Queries ([`QUERY`]), keys or values of tokens of a window and a head, the two of `own`.
+#[cube]
+pub fn load_part<E: Float, S: Float, N: Size>(
+    qkv: &Tensor<Vector<E, N>>,
+    tile: &mut SharedMemory<Vector<S, N>>,
+    own: (usize, usize),
+    first: usize,
+    #[comptime] part: usize,
+    #[comptime] count: usize,
+    #[comptime] tiles: Tiles,
+) {
+    let (window, head) = own;
+    let width = comptime![3 * tiles.heads * tiles.lanes()];
+    let column = (comptime![part * tiles.heads] + head) * comptime![tiles.lanes()];
+    let start = window * tiles.tokens * width + column;
+    load_tokens::<E, S, N>(qkv, tile, start, width, first, count, tiles);
+}
+
+/// The gradient of the results, of tokens of a window and a head.
+#[cube]
+pub fn load_grad<E: Float, S: Float, N: Size>(
+    grad: &Tensor<Vector<E, N>>,
+    tile: &mut SharedMemory<Vector<S, N>>,
+    own: (usize, usize),
+    first: usize,
+    #[comptime] count: usize,
+    #[comptime] tiles: Tiles,
+) {
+    let (window, head) = own;
+    let width = comptime![tiles.heads * tiles.lanes()];
+    let start = window * tiles.tokens * width + head * comptime![tiles.lanes()];
+    load_tokens::<E, S, N>(grad, tile, start, width, first, count, tiles);
+}
+
+/// [`load_part`] of a window or, where `indexed`, of the map.
 #[cube]
 fn load_kind<E: Float, S: Float, N: Size>(
     from: &Tensor<Vector<E, N>>,
@@ -212,8 +259,8 @@ fn load_kind<E: Float, S: Float, N: Size>(
     #[comptime] indexed: bool,
     #[comptime] tiles: Tiles,
 ) {
-    let column = (comptime![kind * tiles.heads] + head) * comptime![tiles.lanes()];
     if comptime![indexed] {
+        let column = (comptime![kind * tiles.heads] + head) * comptime![tiles.lanes()];
         let (windows, map_tokens) = map;
         let window_start = window % windows * tiles.tokens;
         let first_row = window / windows * map_tokens;
@@ -230,9 +277,7 @@ fn load_kind<E: Float, S: Float, N: Size>(
             tiles,
         );
     } else {
-        let width = comptime![3 * tiles.heads * tiles.lanes()];
-        let start = window * tiles.tokens * width + column;
-        load_tokens::<E, S, N>(from, tile, start, width, first, count, tiles);
+        load_part::<E, S, N>(from, tile, (window, head), first, kind, count, tiles);
     }
 }
 
@@ -247,14 +292,16 @@ pub fn pair_terms(
     other: usize,
     #[comptime] tiles: Tiles,
 ) -> f32 {
-    let mut terms = bias[(head * tiles.tokens + own) * tiles.tokens + other];
-    if tiles.masked {
-        let base = in_sample * tiles.tokens;
-        if regions[base + own] != regions[base + other] {
-            terms += MASKED;
-        }
-    }
-    terms
+    let add = bias[(head * tiles.tokens + own) * tiles.tokens + other];
+    score_terms(
+        add,
+        regions,
+        in_sample,
+        own,
+        other,
+        tiles.tokens,
+        tiles.masked,
+    )
 }
 
 /// Half a row of attention weights into shared memory as factors.
@@ -300,14 +347,11 @@ pub fn tiled_attention_kernel<E: Float, S: Float, N: Size>(
         terminate!();
     }
     let by = comptime![tiles.by];
-    let block = CUBE_POS % tiles.blocks;
-    let head = CUBE_POS / tiles.blocks % tiles.heads;
-    let window = CUBE_POS / comptime![tiles.blocks * tiles.heads];
+    let (window, head, first_query) = own_block(tiles);
     let unit = UNIT_POS as usize;
     let group = unit / GROUP;
     let row = unit % GROUP / 2;
     let half = unit % 2;
-    let first_query = block * comptime![tiles.groups * SIDE];
     let own = first_query + group * SIDE + row;
     let query = min(own, comptime![tiles.tokens - 1]);
     let map = (map_windows, map_tokens);
@@ -337,7 +381,7 @@ pub fn tiled_attention_kernel<E: Float, S: Float, N: Size>(
         map,
         head,
         first_query,
-        0usize,
+        QUERY,
         query_count,
         indexed,
         tiles,
@@ -357,7 +401,7 @@ pub fn tiled_attention_kernel<E: Float, S: Float, N: Size>(
         let first = tile * OTHERS;
         sync_cube();
         load_kind::<E, S, N>(
-            qkv, &mut keys, rows, outside, window, map, head, first, 1usize, OTHERS, indexed, tiles,
+            qkv, &mut keys, rows, outside, window, map, head, first, KEY, OTHERS, indexed, tiles,
         );
         load_kind::<E, S, N>(
             qkv,
@@ -368,7 +412,7 @@ pub fn tiled_attention_kernel<E: Float, S: Float, N: Size>(
             map,
             head,
             first,
-            2usize,
+            VALUE,
             OTHERS,
             indexed,
             tiles,
@@ -385,18 +429,14 @@ pub fn tiled_attention_kernel<E: Float, S: Float, N: Size>(
             comptime![tiles.scores()],
             by,
         );
-        #[unroll]
-        for i in 0..comptime![OTHERS / SIDE] {
-            let to = own_down + i * SIDE;
-            put_down_strided(
-                &products,
-                i,
-                &mut down,
-                to,
-                comptime![tiles.down_stride()],
-                by,
-            );
-        }
+        put_down_row(
+            &products,
+            &mut down,
+            own_down,
+            comptime![OTHERS / SIDE],
+            comptime![tiles.down_stride()],
+            by,
+        );
         sync_group(by);
         let mut scores = Array::<f32>::new(HALF);
         let mut top = f32::new(LOWEST);
@@ -435,18 +475,14 @@ pub fn tiled_attention_kernel<E: Float, S: Float, N: Size>(
             comptime![tiles.weighted()],
             by,
         );
-        #[unroll]
-        for i in 0..comptime![tiles.dim / SIDE] {
-            let to = own_down + i * SIDE;
-            put_down_strided(
-                &products,
-                i,
-                &mut down,
-                to,
-                comptime![tiles.down_stride()],
-                by,
-            );
-        }
+        put_down_row(
+            &products,
+            &mut down,
+            own_down,
+            comptime![tiles.dim / SIDE],
+            comptime![tiles.down_stride()],
+            by,
+        );
         sync_group(by);
         let from = own_down + row * comptime![tiles.down_stride()] + half * half_dim;
         #[unroll]

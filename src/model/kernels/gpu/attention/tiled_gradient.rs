@@ -4,10 +4,13 @@
 use cubecl::prelude::*;
 
 use super::super::tiles::{
-    Block, GROUP, SHARE, SIDE, SUMS_STRIDE, multiply, no_sums, put_down, put_down_strided, result,
+    Block, GROUP, SHARE, SIDE, SUMS_STRIDE, multiply, no_sums, put_down, put_down_row, result,
     sync_group,
 };
-use super::tiled::{HALF, OTHERS, Tiles, load_tokens, pair_terms, put_weights};
+use super::tiled::{
+    HALF, KEY, OTHERS, QUERY, Tiles, VALUE, load_grad, load_part, own_block, pair_terms,
+    put_weights,
+};
 
 /// Gradient of the queries, or of keys and values where `keys`. `bias` is `[heads, own, other]`.
 #[cube(launch_unchecked)]
@@ -30,20 +33,17 @@ pub fn tiled_side_grad_kernel<E: Float, S: Float, N: Size>(
         terminate!();
     }
     let by = comptime![tiles.by];
-    let block = CUBE_POS % tiles.blocks;
-    let head = CUBE_POS / tiles.blocks % tiles.heads;
-    let window = CUBE_POS / comptime![tiles.blocks * tiles.heads];
+    let (window, head, first_own) = own_block(tiles);
+    let at = (window, head);
     let unit = UNIT_POS as usize;
     let group = unit / GROUP;
     let row = unit % GROUP / 2;
     let half = unit % 2;
-    let first_own = block * comptime![tiles.groups * SIDE];
     let place = first_own + group * SIDE + row;
     let own = min(place, comptime![tiles.tokens - 1]);
     let head_width = comptime![tiles.heads * tiles.lanes()];
     let width = comptime![3 * head_width];
     let start = window * tiles.tokens * width + head * comptime![tiles.lanes()];
-    let grad_start = window * tiles.tokens * head_width + head * comptime![tiles.lanes()];
 
     let shared = comptime![tiles.stride() / tiles.vector];
     let own_count = comptime![tiles.groups * SIDE];
@@ -61,45 +61,19 @@ pub fn tiled_side_grad_kernel<E: Float, S: Float, N: Size>(
     let mut down =
         SharedMemory::<f32>::new_aligned(comptime![own_count * tiles.down_stride()], 32usize);
     if comptime![keys] {
-        let key_start = start + head_width;
-        load_tokens::<E, S, N>(
-            qkv,
-            &mut first_side,
-            key_start,
-            width,
-            first_own,
-            own_count,
-            tiles,
-        );
-        let value_start = start + comptime![2 * head_width];
-        load_tokens::<E, S, N>(
+        load_part::<E, S, N>(qkv, &mut first_side, at, first_own, KEY, own_count, tiles);
+        load_part::<E, S, N>(
             qkv,
             &mut second_side,
-            value_start,
-            width,
+            at,
             first_own,
+            VALUE,
             own_count,
             tiles,
         );
     } else {
-        load_tokens::<E, S, N>(
-            qkv,
-            &mut first_side,
-            start,
-            width,
-            first_own,
-            own_count,
-            tiles,
-        );
-        load_tokens::<E, S, N>(
-            grad,
-            &mut second_side,
-            grad_start,
-            head_width,
-            first_own,
-            own_count,
-            tiles,
-        );
+        load_part::<E, S, N>(qkv, &mut first_side, at, first_own, QUERY, own_count, tiles);
+        load_grad::<E, S, N>(grad, &mut second_side, at, first_own, own_count, tiles);
     }
 
     let own_side = group * comptime![SIDE * shared];
@@ -114,37 +88,11 @@ pub fn tiled_side_grad_kernel<E: Float, S: Float, N: Size>(
         let first = tile * OTHERS;
         sync_cube();
         if comptime![keys] {
-            load_tokens::<E, S, N>(qkv, &mut first_other, start, width, first, OTHERS, tiles);
-            load_tokens::<E, S, N>(
-                grad,
-                &mut second_other,
-                grad_start,
-                head_width,
-                first,
-                OTHERS,
-                tiles,
-            );
+            load_part::<E, S, N>(qkv, &mut first_other, at, first, QUERY, OTHERS, tiles);
+            load_grad::<E, S, N>(grad, &mut second_other, at, first, OTHERS, tiles);
         } else {
-            let key_start = start + head_width;
-            load_tokens::<E, S, N>(
-                qkv,
-                &mut first_other,
-                key_start,
-                width,
-                first,
-                OTHERS,
-                tiles,
-            );
-            let value_start = start + comptime![2 * head_width];
-            load_tokens::<E, S, N>(
-                qkv,
-                &mut second_other,
-                value_start,
-                width,
-                first,
-                OTHERS,
-                tiles,
-            );
+            load_part::<E, S, N>(qkv, &mut first_other, at, first, KEY, OTHERS, tiles);
+            load_part::<E, S, N>(qkv, &mut second_other, at, first, VALUE, OTHERS, tiles);
         }
         sync_cube();
 
@@ -158,18 +106,14 @@ pub fn tiled_side_grad_kernel<E: Float, S: Float, N: Size>(
             comptime![tiles.scores()],
             by,
         );
-        #[unroll]
-        for i in 0..comptime![OTHERS / SIDE] {
-            let to = own_down + i * SIDE;
-            put_down_strided(
-                &scores,
-                i,
-                &mut down,
-                to,
-                comptime![tiles.down_stride()],
-                by,
-            );
-        }
+        put_down_row(
+            &scores,
+            &mut down,
+            own_down,
+            comptime![OTHERS / SIDE],
+            comptime![tiles.down_stride()],
+            by,
+        );
         sync_group(by);
         let mut p = Array::<f32>::new(HALF);
         #[unroll]
@@ -209,11 +153,14 @@ pub fn tiled_side_grad_kernel<E: Float, S: Float, N: Size>(
             comptime![tiles.scores()],
             by,
         );
-        #[unroll]
-        for i in 0..comptime![OTHERS / SIDE] {
-            let to = own_down + i * SIDE;
-            put_down_strided(&back, i, &mut down, to, comptime![tiles.down_stride()], by);
-        }
+        put_down_row(
+            &back,
+            &mut down,
+            own_down,
+            comptime![OTHERS / SIDE],
+            comptime![tiles.down_stride()],
+            by,
+        );
         sync_group(by);
         #[unroll]
         for j in 0..HALF {
@@ -245,15 +192,12 @@ pub fn tiled_side_grad_kernel<E: Float, S: Float, N: Size>(
     #[unroll]
     for kind in 0..kinds {
         sync_group(by);
-        #[unroll]
-        for i in 0..comptime![tiles.dim / SIDE] {
-            let at = own_down + i * SIDE;
-            let stride = comptime![tiles.down_stride()];
-            if comptime![kind == 0] {
-                put_down_strided(&first_sums, i, &mut down, at, stride, by);
-            } else {
-                put_down_strided(&second_sums, i, &mut down, at, stride, by);
-            }
+        let across = comptime![tiles.dim / SIDE];
+        let stride = comptime![tiles.down_stride()];
+        if comptime![kind == 0] {
+            put_down_row(&first_sums, &mut down, own_down, across, stride, by);
+        } else {
+            put_down_row(&second_sums, &mut down, own_down, across, stride, by);
         }
         sync_group(by);
         let mut share = 1.0f32;
@@ -305,8 +249,6 @@ pub fn tiled_bias_grad_kernel<E: Float, S: Float, N: Size>(
     let group = unit / GROUP;
     let row = group / 2 * SIDE + unit % GROUP / 2;
     let column = group % 2 * SIDE + unit % 2 * SHARE;
-    let head_width = comptime![tiles.heads * tiles.lanes()];
-    let width = comptime![3 * head_width];
 
     let shared = comptime![tiles.stride() / tiles.vector];
     let mut queries =
@@ -332,31 +274,12 @@ pub fn tiled_bias_grad_kernel<E: Float, S: Float, N: Size>(
         totals[e] = 0.0f32;
     }
     for window in 0..windows {
-        let start = window * tiles.tokens * width + head * comptime![tiles.lanes()];
-        let grad_start = window * tiles.tokens * head_width + head * comptime![tiles.lanes()];
+        let at = (window, head);
         sync_cube();
-        load_tokens::<E, S, N>(qkv, &mut queries, start, width, first_query, OTHERS, tiles);
-        let key_start = start + head_width;
-        load_tokens::<E, S, N>(qkv, &mut keys, key_start, width, first_key, OTHERS, tiles);
-        let value_start = start + comptime![2 * head_width];
-        load_tokens::<E, S, N>(
-            qkv,
-            &mut values,
-            value_start,
-            width,
-            first_key,
-            OTHERS,
-            tiles,
-        );
-        load_tokens::<E, S, N>(
-            grad,
-            &mut grads,
-            grad_start,
-            head_width,
-            first_query,
-            OTHERS,
-            tiles,
-        );
+        load_part::<E, S, N>(qkv, &mut queries, at, first_query, QUERY, OTHERS, tiles);
+        load_part::<E, S, N>(qkv, &mut keys, at, first_key, KEY, OTHERS, tiles);
+        load_part::<E, S, N>(qkv, &mut values, at, first_key, VALUE, OTHERS, tiles);
+        load_grad::<E, S, N>(grad, &mut grads, at, first_query, OTHERS, tiles);
         sync_cube();
         let mut scores = no_sums(1usize, by);
         multiply::<S, N, N>(

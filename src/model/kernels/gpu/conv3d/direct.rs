@@ -5,6 +5,7 @@ use burn_cubecl::{CubeRuntime, tensor::CubeTensor};
 use cubecl::prelude::*;
 
 use super::super::layout::over;
+use super::product::{in_map, moved, offset_of};
 use super::{Activation, Map, pack::Packed};
 
 #[cube(launch)]
@@ -24,35 +25,22 @@ fn direct_kernel<E: Float, N: Size>(
     depth: u32,
     height: u32,
     width: u32,
-    #[comptime] kernel: (usize, usize, usize),
+    #[comptime] kernel: [usize; 3],
     #[comptime] activated: bool,
     #[define(E)] _dtype: StorageType,
 ) {
     let at = ABSOLUTE_POS;
-    let (kd, kh, kw) = comptime![kernel];
     if at < units {
         let lane = at % lanes;
         let voxel = at / lanes;
         let place = voxel as u32;
-        let x0 = (place % width) as i32;
-        let y0 = (place / width % height) as i32;
-        let z0 = (place / (width * height) % depth) as i32;
+        let zy = ((place / (width * height) % depth) << 16) | (place / width % height);
+        let sides = (depth, height, width);
         let mut sum = bias[lane];
-        for tap in 0..comptime![kd * kh * kw] {
-            let dz = (tap / comptime![kh * kw]) as i32 - comptime![(kd / 2) as i32];
-            let dy = (tap / kw % kh) as i32 - comptime![(kh / 2) as i32];
-            let dx = (tap % kw) as i32 - comptime![(kw / 2) as i32];
-            let z = z0 + dz;
-            let y = y0 + dy;
-            let xx = x0 + dx;
-            let inside = z >= 0
-                && z < depth as i32
-                && y >= 0
-                && y < height as i32
-                && xx >= 0
-                && xx < width as i32;
-            if inside {
-                let from = (place as i32 + (dz * height as i32 + dy) * width as i32 + dx) as usize;
+        for tap in 0..comptime![kernel.iter().product::<usize>()] {
+            let offset = offset_of(tap, kernel);
+            if in_map(zy, place % width, offset, sides) {
+                let from = moved(voxel, offset, sides);
                 for c in 0..input {
                     let mut value = f32::cast_from(x[from * input + c]);
                     if activated {
@@ -87,7 +75,6 @@ pub fn launch<R: CubeRuntime>(
     let units = map.voxels() * lanes;
     let (count, dim) = over(&out, units);
     let input = x.meta.num_elements() / map.voxels();
-    let [kd, kh, kw] = packed.kernel;
     let dtype = x.dtype;
     direct_kernel::launch(
         &out.client.clone(),
@@ -109,7 +96,7 @@ pub fn launch<R: CubeRuntime>(
         map.depth as u32,
         map.height as u32,
         map.width as u32,
-        (kd, kh, kw),
+        packed.kernel,
         activated,
         dtype.into(),
     );

@@ -3,7 +3,7 @@
 use burn::tensor::DType;
 use burn_cubecl::{CubeRuntime, tensor::CubeTensor};
 
-use super::super::layout::{channels_last, empty, feature_map, full, sides};
+use super::super::layout::{channels_last, empty, feature_map, full};
 use super::super::tiles::Multiplier;
 use super::{Activation, Finish, Map, pack, tiled};
 
@@ -39,16 +39,16 @@ impl<R: CubeRuntime> PackedLayer<R> {
         let (Some(x), joined) = (sources.next(), sources.next()) else {
             unreachable!("a convolution of nothing");
         };
-        let [batch, depth, height, width, _] = sides(&x);
-        let map = Map {
-            batch,
-            depth,
-            height,
-            width,
-        };
+        let map = Map::of(&x);
         let [bd, bh, bw] = self.finish.block();
         let channels = self.packed.output / (bd * bh * bw);
-        let shape = [batch, depth * bd, height * bh, width * bw, channels];
+        let shape = [
+            map.batch,
+            map.depth * bd,
+            map.height * bh,
+            map.width * bw,
+            channels,
+        ];
         let out = empty(&x, shape, x.dtype);
         let around = tiled::Around {
             joined,

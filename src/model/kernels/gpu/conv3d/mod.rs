@@ -80,6 +80,17 @@ struct Map {
 }
 
 impl Map {
+    /// Of a tensor `[batch, depth, height, width, channels]`.
+    fn of<R: CubeRuntime>(x: &CubeTensor<R>) -> Self {
+        let [batch, depth, height, width, _] = sides(x);
+        Self {
+            batch,
+            depth,
+            height,
+            width,
+        }
+    }
+
     fn voxels(&self) -> usize {
         self.batch * self.depth * self.height * self.width
     }
@@ -92,12 +103,7 @@ fn convolve<R: CubeRuntime>(
     packed: &pack::Packed<R>,
 ) -> CubeTensor<R> {
     let [batch, depth, height, width, input] = sides(&x);
-    let map = Map {
-        batch,
-        depth,
-        height,
-        width,
-    };
+    let map = Map::of(&x);
     let out = empty(&x, [batch, depth, height, width, packed.output], x.dtype);
     match multiplier(&x) {
         Some(by) if tiled::fits(input) => {

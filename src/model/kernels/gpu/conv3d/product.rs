@@ -58,6 +58,35 @@ pub fn place_voxels(
     }
 }
 
+/// How far from its voxel a tap of a kernel reads, in z, y and x.
+#[cube]
+pub fn offset_of(tap: usize, #[comptime] kernel: [usize; 3]) -> (i32, i32, i32) {
+    let [kd, kh, kw] = comptime![kernel];
+    let dz = (tap / comptime![kh * kw]) as i32 - comptime![(kd / 2) as i32];
+    let dy = (tap / kw % kh) as i32 - comptime![(kh / 2) as i32];
+    let dx = (tap % kw) as i32 - comptime![(kw / 2) as i32];
+    (dz, dy, dx)
+}
+
+/// Whether a voxel's neighbour lies in the map.
+#[cube]
+pub fn in_map(zy: u32, place_x: u32, offset: (i32, i32, i32), sides: (u32, u32, u32)) -> bool {
+    let (dz, dy, dx) = offset;
+    let (depth, height, width) = sides;
+    let z = (zy >> 16) as i32 + dz;
+    let y = (zy & 0xffffu32) as i32 + dy;
+    let x = place_x as i32 + dx;
+    z >= 0 && z < depth as i32 && y >= 0 && y < height as i32 && x >= 0 && x < width as i32
+}
+
+/// The number of a voxel's neighbour in the map.
+#[cube]
+pub fn moved(voxel: usize, offset: (i32, i32, i32), sides: (u32, u32, u32)) -> usize {
+    let (dz, dy, dx) = offset;
+    let (_depth, height, width) = sides;
+    (voxel as i32 + (dz * height as i32 + dy) * width as i32 + dx) as usize
+}
+
 /// The vector of input channels `lane` of a voxel's neighbour, or zeros outside the map.
 #[cube]
 pub fn neighbour<E: Float, N: Size>(
@@ -74,16 +103,9 @@ pub fn neighbour<E: Float, N: Size>(
     lanes: usize,
     #[comptime] activated: bool,
 ) -> Vector<f32, N> {
-    let (dz, dy, dx) = offset;
-    let (depth, height, width) = sides;
-    let z = (zy >> 16) as i32 + dz;
-    let y = (zy & 0xffffu32) as i32 + dy;
-    let xx = place_x as i32 + dx;
-    let inside =
-        z >= 0 && z < depth as i32 && y >= 0 && y < height as i32 && xx >= 0 && xx < width as i32;
     let mut value = Vector::<f32, N>::new(0.0f32);
-    if inside {
-        let from = (voxel as i32 + (dz * height as i32 + dy) * width as i32 + dx) as usize;
+    if in_map(zy, place_x, offset, sides) {
+        let from = moved(voxel, offset, sides);
         value = Vector::cast_from(x[from * lanes + lane]);
         if activated {
             value = prelu::<N>(value * scale[lane] + shift[lane], slope);
@@ -118,7 +140,6 @@ fn product_kernel<E: Float, N: Size>(
     }
     let rows = comptime![tiles.down * ROWS];
     let units = comptime![tiles.down * tiles.across];
-    let [kd, kh, kw] = comptime![tiles.kernel];
     let unit = UNIT_POS as usize;
     let column = unit % tiles.across;
     let line = unit / tiles.across;
@@ -143,7 +164,7 @@ fn product_kernel<E: Float, N: Size>(
         SharedMemory::<Vector<f32, N>>::new(comptime![tiles.depth * VECTOR * tiles.across]);
 
     let mut sums = Array::<Vector<f32, N>>::new(ROWS);
-    let taps = comptime![kd * kh * kw];
+    let taps = comptime![tiles.kernel.iter().product::<usize>()];
     let bias = bias[min(first_column + column, columns - 1)];
     #[unroll]
     for i in 0..ROWS {
@@ -151,9 +172,7 @@ fn product_kernel<E: Float, N: Size>(
     }
     let slope = slope[0];
     for tap in 0..taps {
-        let dz = (tap / comptime![kh * kw]) as i32 - comptime![(kd / 2) as i32];
-        let dy = (tap / kw % kh) as i32 - comptime![(kh / 2) as i32];
-        let dx = (tap % kw) as i32 - comptime![(kw / 2) as i32];
+        let offset = offset_of(tap, tiles.kernel);
         for step in range_stepped(0, lanes, tiles.depth) {
             sync_cube();
             for i in range_stepped(unit, comptime![rows * tiles.depth], units) {
@@ -166,7 +185,7 @@ fn product_kernel<E: Float, N: Size>(
                     first + row,
                     rows_zy[row],
                     rows_x[row],
-                    (dz, dy, dx),
+                    offset,
                     (depth, height, width),
                     step + i % tiles.depth,
                     lanes,

@@ -14,7 +14,7 @@ use super::super::tiles::{
     Block, GROUP, Multiplier, SHARE, SIDE, SUMS_STRIDE, factor, load_vector, multiply, no_sums,
     put_down, result,
 };
-use super::product::place_voxels;
+use super::product::{in_map, moved, offset_of, place_voxels};
 use super::{Activation, Map, pack::Packed};
 
 /// What is done to the product's values before they are stored, after the bias was added.
@@ -146,7 +146,6 @@ fn tiled_kernel<E: Float, S: Float, N: Size, M: Size>(
         terminate!();
     }
     let by = comptime![tiles.by];
-    let [kd, kh, kw] = comptime![tiles.kernel];
     let rows = comptime![tiles.rows()];
     let units = comptime![tiles.units()];
     let unit = UNIT_POS as usize;
@@ -176,7 +175,7 @@ fn tiled_kernel<E: Float, S: Float, N: Size, M: Size>(
     sync_cube();
 
     let slope = slope[0];
-    let taps = comptime![kd * kh * kw];
+    let taps = comptime![tiles.kernel.iter().product::<usize>()];
     // What this unit reads of each step: always the same vector of terms, of rows `units / per_row` apart.
     let per_row = comptime![tiles.terms / tiles.vector];
     let own = unit % per_row;
@@ -203,27 +202,15 @@ fn tiled_kernel<E: Float, S: Float, N: Size, M: Size>(
             let term = step * per_row + own;
             let tap = term / lanes;
             let lane = term % lanes;
-            let dz = (tap / comptime![kh * kw]) as i32 - comptime![(kd / 2) as i32];
-            let dy = (tap / kw % kh) as i32 - comptime![(kh / 2) as i32];
-            let dx = (tap % kw) as i32 - comptime![(kw / 2) as i32];
+            let offset = offset_of(tap, tiles.kernel);
             #[unroll]
             for i in 0..comptime![tiles.left_reads()] {
                 let row = own_row + i * comptime![units / per_row];
                 let mut value = Vector::<f32, N>::new(0.0f32);
                 if tap < taps {
-                    let zy = rows_zy[row];
-                    let z = (zy >> 16) as i32 + dz;
-                    let y = (zy & 0xffffu32) as i32 + dy;
-                    let xx = rows_x[row] as i32 + dx;
-                    let inside = z >= 0
-                        && z < depth as i32
-                        && y >= 0
-                        && y < height as i32
-                        && xx >= 0
-                        && xx < width as i32;
-                    if inside {
-                        let away = (dz * height as i32 + dy) * width as i32 + dx;
-                        let from = ((first + row) as i32 + away) as usize;
+                    let sides = (depth, height, width);
+                    if in_map(rows_zy[row], rows_x[row], offset, sides) {
+                        let from = moved(first + row, offset, sides);
                         if comptime![tiles.joined] {
                             if lane < first_lanes {
                                 value = Vector::cast_from(x[from * first_lanes + lane]);

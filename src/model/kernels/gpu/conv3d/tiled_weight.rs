@@ -10,7 +10,7 @@ use super::super::tiles::{
     Block, GROUP, Multiplier, SHARE, SIDE, SUMS_STRIDE, factor, load_vector, multiply, no_sums,
     put_down,
 };
-use super::product::neighbour;
+use super::product::{neighbour, offset_of};
 use super::{Activation, Map};
 
 /// Sizes that the kernel is compiled for.
@@ -102,7 +102,6 @@ fn tiled_weight_kernel<E: Float, S: Float, N: Size, M: Size>(
         terminate!();
     }
     let by = comptime![tiles.by];
-    let [kd, kh, kw] = comptime![tiles.kernel];
     let units = comptime![tiles.units()];
     let unit = UNIT_POS as usize;
     let part = CUBE_POS / (term_tiles * column_tiles);
@@ -126,13 +125,11 @@ fn tiled_weight_kernel<E: Float, S: Float, N: Size, M: Size>(
     let row_vectors = comptime![tiles.left_row()];
     let own = unit % row_vectors;
     let own_voxel = unit / row_vectors;
-    let taps = comptime![kd * kh * kw];
+    let taps = comptime![tiles.kernel.iter().product::<usize>()];
     let term = first_term / N::value() + own;
     let tap = term / lanes;
     let lane = term % lanes;
-    let dz = (tap / comptime![kh * kw]) as i32 - comptime![(kd / 2) as i32];
-    let dy = (tap / kw % kh) as i32 - comptime![(kh / 2) as i32];
-    let dx = (tap % kw) as i32 - comptime![(kw / 2) as i32];
+    let offset = offset_of(tap, tiles.kernel);
     let slope = slope[0];
     let right_all = comptime![tiles.voxels * tiles.right_row()];
 
@@ -158,7 +155,7 @@ fn tiled_weight_kernel<E: Float, S: Float, N: Size, M: Size>(
                     voxel,
                     (z << 16) | y,
                     place % width,
-                    (dz, dy, dx),
+                    offset,
                     (depth, height, width),
                     lane,
                     lanes,

@@ -154,13 +154,7 @@ pub fn weight_grad<R: CubeRuntime>(
     let [output, input, kd, kh, kw] = shape;
     let parts = match multiplier(&x) {
         Some(by) if tiled::fits(input) => {
-            let [batch, depth, height, width, _] = sides(&x);
-            let map = Map {
-                batch,
-                depth,
-                height,
-                width,
-            };
+            let map = Map::of(&x);
             let channels = [input, output];
             let kernel = [kd, kh, kw];
             tiled_weight::launch(x, activation, activated, grad, kernel, channels, map, by)
