@@ -293,6 +293,8 @@ fn start(args: &BenchArgs, patch: [usize; 3], kernels: &Path) -> anyhow::Result<
         .args(["--patch", &patch.map(|side| side.to_string()).join(",")])
         .arg("--first-inference")
         .arg(kernels)
+        // Else NVIDIA's driver would know the kernels from this process.
+        .env("CUDA_CACHE_PATH", kernels.join("driver"))
         .output()
         .context("cannot start another process of this program")?;
     let seconds = begin.elapsed().as_secs_f64();

@@ -12,7 +12,6 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use anyhow::Context;
-use serde::de::IgnoredAny;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
@@ -57,20 +56,27 @@ impl Validation {
     }
 }
 
+/// A step that was left out because its numbers were not finite, or because the device failed.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct RolledBack {
+    /// The step.
+    pub step: usize,
+    /// Steps made by the weights that were put back.
+    pub back_to: usize,
+    /// What happened, and on what.
+    pub reason: String,
+    /// Learning rates are multiplied by this from then on.
+    pub rate_scale: f64,
+}
+
+// In this order: a line is what it is the first to fit.
 #[derive(Deserialize)]
 #[serde(untagged)]
 enum Line {
     Step(Step),
     Validation(Validation),
-    /// Of these two only the presence counts here; they are for people to read.
-    Case {
-        #[serde(rename = "case")]
-        _case: IgnoredAny,
-    },
-    RolledBack {
-        #[serde(rename = "back_to")]
-        _back_to: IgnoredAny,
-    },
+    Case(CaseNote),
+    RolledBack(RolledBack),
 }
 
 /// What happened in a run.
@@ -80,6 +86,12 @@ pub struct Curve {
     pub steps: Vec<Step>,
     /// In order of steps.
     pub validations: Vec<Validation>,
+    /// What there is to say about cases.
+    pub cases: Vec<CaseNote>,
+    /// In the order in which they happened.
+    pub rolled_back: Vec<RolledBack>,
+    /// Time of all processes that took part, as far as they wrote it down.
+    pub elapsed_s: f64,
 }
 
 impl Curve {
@@ -91,6 +103,7 @@ impl Curve {
         let file = File::open(path).with_context(|| format!("cannot read {}", path.display()))?;
         let mut curve = Self::default();
         let mut lines = BufReader::new(file).lines().enumerate().peekable();
+        let mut process_s = 0.0;
         while let Some((n, line)) = lines.next() {
             let line = line.with_context(|| format!("cannot read {}", path.display()))?;
             match serde_json::from_str(&line) {
@@ -100,6 +113,11 @@ impl Curve {
                         .truncate(curve.steps.partition_point(|s| s.step < step.step));
                     let known = curve.validations.partition_point(|v| v.step < step.step);
                     curve.validations.truncate(known);
+                    if step.elapsed_s < process_s {
+                        process_s = 0.0;
+                    }
+                    curve.elapsed_s += step.elapsed_s - process_s;
+                    process_s = step.elapsed_s;
                     curve.steps.push(step);
                 }
                 Ok(Line::Validation(validation)) => {
@@ -109,7 +127,10 @@ impl Curve {
                     curve.validations.truncate(known);
                     curve.validations.push(validation);
                 }
-                Ok(Line::Case { .. } | Line::RolledBack { .. }) => {}
+                // A run that goes on says it again.
+                Ok(Line::Case(note)) if curve.cases.contains(&note) => {}
+                Ok(Line::Case(note)) => curve.cases.push(note),
+                Ok(Line::RolledBack(rolled_back)) => curve.rolled_back.push(rolled_back),
                 Err(_) if lines.peek().is_none() => {}
                 Err(error) => {
                     return Err(error)
@@ -168,8 +189,11 @@ impl CurveWriter {
 
     /// Adds a step that was left out because its numbers were not finite.
     pub fn rolled_back(&mut self, step: usize, back_to: usize, reason: &str, rate_scale: f64) {
-        self.add(&json!({
-            "step": step, "back_to": back_to, "reason": reason, "rate_scale": rate_scale,
+        self.add(&json!(RolledBack {
+            step,
+            back_to,
+            reason: reason.to_owned(),
+            rate_scale,
         }));
     }
 
@@ -259,11 +283,13 @@ mod tests {
             again.step(n, 1.0, 0.5, 0.0);
         }
         let (case, reason) = ("a".to_owned(), "b".to_owned());
-        again.case(&CaseNote {
+        let note = CaseNote {
             case,
             skipped: true,
             reason,
-        });
+        };
+        again.case(&note);
+        again.case(&note);
         again.rolled_back(5, 0, "the loss is NaN", 0.5);
         again.validation(6, &[Some(0.5), Some(0.75)], 0.625, true);
         std::fs::create_dir(&model).unwrap();
@@ -275,6 +301,9 @@ mod tests {
         );
         assert_eq!(curve.validations.len(), 1);
         assert_eq!(curve.validations[0].of("spleen"), Some(0.75));
+        assert_eq!(curve.cases, [note]);
+        assert_eq!(curve.rolled_back.len(), 1);
+        assert_eq!(curve.rolled_back[0].reason, "the loss is NaN");
         assert!(model.join("training.jsonl").is_file() && !beside.exists());
     }
 

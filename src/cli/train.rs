@@ -1,7 +1,7 @@
 //! `fewlabel train`: fine-tunes on a folder of labelled scans, without a server.
 
 use std::ops::ControlFlow;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -15,8 +15,8 @@ use super::{Usage, gpu, parse_spacing, parse_triple, parse_window, report};
 use crate::model::pretrain::run_folder;
 use crate::model::{
     Augment, CheckpointPlan, ClickGuidance, DeviceChoice, EndedEarly, Given, LabelSchema, Lineage,
-    Manifest, ModelDescription, PctNetConfig, PrecisionChoice, Spacing, Survey, TrainCase,
-    TrainEvent, TrainOptions, TrainRequest, measure_loading,
+    Manifest, ModelDescription, PctNetConfig, PrecisionChoice, Segmenter, Spacing, Survey,
+    TrainCase, TrainEvent, TrainOptions, TrainRequest, measure_loading,
 };
 use crate::rng::Rng;
 
@@ -75,7 +75,8 @@ pub struct TrainArgs {
     /// Largest norm of the gradient; longer ones are shortened; 0 allows any [default: 12]
     #[arg(long, value_name = "NORM")]
     clip_norm: Option<f64>,
-    /// Leave the encoder's weights as they are for the first N steps
+    /// Leave the encoder's weights as they are for the first N steps (the statistics of its normalisations go on to follow
+    /// the data)
     #[arg(long, default_value_t = 0, value_name = "N")]
     freeze_encoder: usize,
     /// Keep a running average of the weights with this decay, such as 0.99; it is what is validated and saved; 0 keeps none
@@ -107,7 +108,8 @@ pub struct TrainArgs {
     /// Seed of everything random
     #[arg(long, default_value_t = 1, value_name = "N")]
     seed: u64,
-    /// Write a page with the curves of the run, and the figure as PNG beside it
+    /// Write a page with the curves of the run, box plots and pictures of the validation cases, and what was left out; the
+    /// curves as PNG beside it
     #[arg(long, value_name = "OUT.html")]
     report: Option<PathBuf>,
     /// Where to compute: auto, cpu, cuda, cuda:N, vulkan or vulkan:N
@@ -139,6 +141,12 @@ pub fn run(args: TrainArgs) -> anyhow::Result<()> {
     let model = args.describe(dataset.labels, &cases)?;
     let names = model.labels.names().to_vec();
     say_plan(&model);
+    if args.tta == "flips" && model.labels.mirrored().is_none() {
+        bail!(Usage(
+            "--tta flips exchanges left and right, but a structure of one side has no partner among the labels"
+                .to_owned()
+        ));
+    }
     let options = args.options(model.trained && !args.from_scratch);
     eprintln!(
         "learning from {} cases, choosing on {}",
@@ -238,8 +246,6 @@ pub fn run(args: TrainArgs) -> anyhow::Result<()> {
     })?;
     drop(progress);
     let curve = curve.finish()?;
-    // Nothing but the checkpoint was in it.
-    let _ = std::fs::remove_dir(&folder);
     if let Some(init) = &report.init {
         eprintln!(
             "{} tensors taken from the model it started from, {} started afresh",
@@ -277,13 +283,40 @@ pub fn run(args: TrainArgs) -> anyhow::Result<()> {
         report.waiting * 100.0
     );
     if let Some(path) = &args.report {
-        let png = report::write_training(path, &report.manifest.name, &names, &curve)?;
+        let skipped = |case: &&TrainCase| {
+            let mut notes = report.notes.iter();
+            !notes.any(|note| note.skipped && note.case == case.name)
+        };
+        let usable: Vec<_> = request.validation.iter().filter(skipped).cloned().collect();
+        let judged = match args.judge(&usable, &folder.join("validation")) {
+            Ok(judged) => judged,
+            Err(error) => {
+                eprintln!("the report is without the validation cases: {error:#}");
+                None
+            }
+        };
+        let name = &report.manifest.name;
+        let png = report::write_training(path, name, &names, &curve, judged.as_ref())?;
         eprintln!("report: {} and {}", path.display(), png.display());
     }
+    // Nothing but the checkpoint was in it.
+    let _ = std::fs::remove_dir(&folder);
     Ok(())
 }
 
 impl TrainArgs {
+    /// What the model that was made says of the cases; nothing where there are none.
+    fn judge(&self, cases: &[TrainCase], folder: &Path) -> anyhow::Result<Option<report::Judged>> {
+        if cases.is_empty() {
+            return Ok(None);
+        }
+        let mut model = Segmenter::load(&self.out, self.device, PrecisionChoice::Auto)?;
+        if self.tta == "flips" {
+            model = model.with_flips()?;
+        }
+        report::Judged::of(&model, cases, folder).map(Some)
+    }
+
     fn check(&self) -> anyhow::Result<()> {
         let share = 0.0..=1.0;
         let wrong = if !(0.0..1.0).contains(&self.val_split) {

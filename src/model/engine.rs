@@ -18,6 +18,7 @@ pub(in crate::model) mod memory;
 pub(in crate::model) mod vulkan;
 
 use std::str::FromStr;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use super::error::ModelError;
 
@@ -80,6 +81,7 @@ pub(crate) enum Engine {
 }
 
 /// What [`Engine::open`] did.
+#[derive(Clone)]
 pub(crate) struct Opened {
     pub engine: Engine,
     /// For people: what it is.
@@ -96,6 +98,9 @@ impl Engine {
 
     /// Finds the device, and says what it is. With `keep` it is about to be used.
     pub fn find(choice: DeviceChoice, keep: bool) -> Result<Opened, ModelError> {
+        if keep && let Some(opened) = in_use(choice) {
+            return Ok(opened);
+        }
         let cpu = |no_gpu| Opened {
             engine: Self::Cpu,
             name: "cpu".into(),
@@ -118,6 +123,7 @@ impl Engine {
         })?;
         if keep {
             cache::apply(&opened.name);
+            lock().push((choice, opened.clone()));
         }
         Ok(opened)
     }
@@ -212,6 +218,20 @@ impl Engine {
             },
         }
     }
+}
+
+/// The GPUs that this process computes on, as they were chosen. They are not looked at again: what they lack in free memory
+/// may be what this process itself holds ready.
+static IN_USE: Mutex<Vec<(DeviceChoice, Opened)>> = Mutex::new(Vec::new());
+
+fn lock() -> MutexGuard<'static, Vec<(DeviceChoice, Opened)>> {
+    IN_USE.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn in_use(choice: DeviceChoice) -> Option<Opened> {
+    let known = lock();
+    let (_, opened) = known.iter().find(|(known, _)| *known == choice)?;
+    Some(opened.clone())
 }
 
 /// Runs an expression with `$B` as the engine's backend and `$device` as its device.

@@ -12,6 +12,7 @@ use burn::tensor::{Tensor, TensorData};
 use burn_flex::Flex;
 
 use super::convert::largest_difference;
+use super::kernels::cpu::chosen;
 use super::loss::{Target, deep_supervised, dice_and_cross_entropy};
 use super::pct_net::{DropoutStream, Mode, PctNet, PctNetConfig, Plan};
 use super::precision::Precision;
@@ -180,6 +181,31 @@ fn loss_gradients_and_one_step() {
     eprintln!("after one step: {after} and {single}");
     assert!((after - fact("loss_eval_after_one_adam_step")).abs() < 1e-3);
     assert!((single - fact("loss_single_scale_after_step")).abs() < 1e-3);
+}
+
+/// The tests of this file and of the plan once more, on every instruction set of the machine, with and without the fast
+/// convolutions; each in a process of its own, because the threads of the pool take the choice of their process.
+#[test]
+fn every_way_through_the_kernels() {
+    if std::env::var_os(chosen::VARIABLE).is_some() {
+        return;
+    }
+    let mut tested = 0;
+    for (choice, is_default) in chosen::all() {
+        if is_default {
+            continue;
+        }
+        let output = std::process::Command::new(std::env::current_exe().unwrap())
+            .args(["model::parity::", "model::pct_net::plan::", "--nocapture"])
+            .env(chosen::VARIABLE, &choice)
+            .output()
+            .unwrap();
+        let [out, err] = [&output.stdout, &output.stderr].map(|b| String::from_utf8_lossy(b));
+        assert!(output.status.success(), "{choice}: {out}{err}");
+        assert!(out.contains("9 passed"), "{choice}: {out}");
+        tested += 1;
+    }
+    println!("{tested} other ways");
 }
 
 /// Euclidean distance.

@@ -230,9 +230,11 @@ fn gpu_mixed_precision_training() {
             "{name}: gradient {away:e} away, at most {bound:e}; losses {ours:?} and {losses:?}"
         );
         assert!(away <= bound.min(0.9), "{name}: {away}");
-        for (a, b) in ours.iter().zip(&losses) {
-            assert!((a - b).abs() <= 1e-2 * b, "{name}: {a} and {b}");
-        }
+        assert!((ours[0] - losses[0]).abs() <= 1e-3 * losses[0], "{name}");
+        // Steps go where the gradient points, so what they learn may differ by as much as 15 %.
+        let learned = |losses: &[f32]| losses[0] - losses[2];
+        let share = learned(&ours) / learned(&losses);
+        assert!((share - 1.0).abs() <= 0.15, "{name}: learns {share} of it");
     };
     let halves = training::<Gpu>(3, Precision::F16, 4096.0, exact);
     check("f16", f16, halves);

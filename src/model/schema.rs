@@ -127,18 +127,28 @@ impl LabelSchema {
     }
 
     /// For each label value (0 first) the value of the structure on the other side of the body, for flips of left and
-    /// right: "kidney_left" and "kidney_right" exchange, "liver" stays. `None` when a side has no partner, or when a name
-    /// holds both words: then nothing may be flipped.
+    /// right: "kidney_left" and "kidney_right" exchange, "Parotid_L" and "Parotid_R" too, "liver" stays. `None` when a side
+    /// has no partner, or when a name holds both sides: then nothing may be flipped.
     pub fn mirrored(&self) -> Option<Vec<u8>> {
+        let sides: Vec<Option<Sided>> = self.names.iter().map(|name| sided(name)).collect();
         let mut table = vec![0u8];
-        for name in &self.names {
-            let other = match (name.contains("left"), name.contains("right")) {
-                (false, false) => name.clone(),
-                (true, false) => name.replace("left", "right"),
-                (false, true) => name.replace("right", "left"),
-                (true, true) => return None,
+        for (position, side) in sides.iter().enumerate() {
+            let other = match side {
+                None => position,
+                Some(side) => {
+                    let mut partners = sides.iter().enumerate().filter(|(_, other)| {
+                        other
+                            .as_ref()
+                            .is_some_and(|other| side.is_partner_of(other))
+                    });
+                    let (partner, _) = partners.next()?;
+                    if partners.next().is_some() {
+                        return None;
+                    }
+                    partner
+                }
             };
-            table.push(u8::try_from(self.value_of(&other)?).ok()?);
+            table.push(u8::try_from(other + 1).ok()?);
         }
         Some(table)
     }
@@ -147,6 +157,38 @@ impl LabelSchema {
     pub fn values(&self) -> Vec<(u16, String)> {
         (1u16..).zip(self.names.iter().cloned()).collect()
     }
+}
+
+/// A name that says a side.
+struct Sided {
+    left: bool,
+    right: bool,
+    /// The name in lower case, with the same sign for either side.
+    both: String,
+}
+
+impl Sided {
+    fn is_partner_of(&self, other: &Self) -> bool {
+        self.left != self.right
+            && (self.left, self.right) == (other.right, other.left)
+            && self.both == other.both
+    }
+}
+
+/// What side a name says: by "left" or "right" anywhere in it, or by "L" or "R" as a word of its own.
+fn sided(name: &str) -> Option<Sided> {
+    let (mut left, mut right) = (false, false);
+    let lower = name.to_lowercase();
+    let words = lower.split(|c: char| !c.is_alphanumeric()).map(|word| {
+        left |= word == "l" || word.contains("left");
+        right |= word == "r" || word.contains("right");
+        match word {
+            "l" | "r" => "*".to_owned(),
+            word => word.replace("left", "*").replace("right", "*"),
+        }
+    });
+    let both = words.collect::<Vec<_>>().join(" ");
+    (left || right).then_some(Sided { left, right, both })
 }
 
 impl TryFrom<Vec<String>> for LabelSchema {
@@ -185,6 +227,20 @@ mod tests {
         );
         assert_eq!(mirrored("liver,kidney_left"), None);
         assert_eq!(mirrored("liver,spleen"), Some(vec![0, 1, 2]));
+        for pair in [
+            "Parotid_L,Parotid_R",
+            "Left Kidney,Right kidney",
+            "lung left,lung-right",
+            "KidneyRight,KidneyLeft",
+        ] {
+            assert_eq!(mirrored(pair), Some(vec![0, 2, 1]), "{pair}");
+        }
+        // Vertebrae are no sides; a side without its partner, or with two, is a reason not to flip.
+        assert_eq!(mirrored("L1,L2,R"), None);
+        assert_eq!(mirrored("vertebra_L1,vertebra_L2"), Some(vec![0, 1, 2]));
+        assert_eq!(mirrored("Eye_L,Eye_R,eye left"), None);
+        assert_eq!(mirrored("Eye_L,Lens_R"), None);
+        assert_eq!(mirrored("left_right_border"), None);
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! `fewlabel pretrain` and what `fewlabel train` makes of its result; both survive a kill.
 
+use std::hash::{BuildHasher, Hasher, RandomState};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::time::Duration;
@@ -186,7 +187,7 @@ fn a_folder_of_scans_becomes_a_model_to_start_from() {
     );
 }
 
-/// Kills the run once it has saved a checkpoint, goes on, and returns the weights.
+/// Kills the run somewhere after its first checkpoint, goes on, and returns the weights.
 pub fn killed_and_resumed(name: &str, data: &Path, out: &Path, options: &[&str]) -> Vec<u8> {
     let mut child = command(name, data, out, options)
         .stdout(Stdio::null())
@@ -201,6 +202,15 @@ pub fn killed_and_resumed(name: &str, data: &Path, out: &Path, options: &[&str])
         );
         std::thread::sleep(Duration::from_millis(5));
     }
+    // So many further lines of its curve come before the kill, which is then somewhere in a step, a save or a validation.
+    let curve = curve_of(name, out);
+    let lines = || std::fs::read_to_string(&curve).map_or(0, |text| text.lines().count());
+    let random = RandomState::new().build_hasher().finish() % 4;
+    let until = lines() + random as usize;
+    while lines() < until && checkpoint.exists() {
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    println!("killed after {} lines of {}", lines(), curve.display());
     child.kill().unwrap();
     child.wait().unwrap();
     assert!(!out.exists(), "a run that was killed leaves no model");
@@ -211,6 +221,13 @@ pub fn killed_and_resumed(name: &str, data: &Path, out: &Path, options: &[&str])
     let said = done(command(name, data, out, options).arg("--resume"));
     assert!(said.contains("going on after step"), "{said}");
     weights(out)
+}
+
+fn curve_of(name: &str, out: &Path) -> PathBuf {
+    match name {
+        "train" => out.with_extension("training.jsonl"),
+        _ => run_folder(out).join("curves.jsonl"),
+    }
 }
 
 #[test]

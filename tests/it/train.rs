@@ -169,7 +169,7 @@ fn a_killed_training_goes_on_to_the_same_weights() {
     let data = dataset(dir.path(), 4);
     let simple = [
         "--steps",
-        "8",
+        "12",
         "--val-split",
         "0.5",
         "--checkpoint-every",

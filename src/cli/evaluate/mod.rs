@@ -9,11 +9,13 @@ use std::path::PathBuf;
 use clap::Args;
 
 pub(super) use output::{cell, signed};
-pub(super) use score::{Evaluation, Files};
+pub(super) use score::{Evaluation, Files, Structures, predicted};
 pub(super) use summary::{Measure, PredictionSummary, Summary};
 
 use super::report;
-use score::Structures;
+
+/// Surfaces agree up to this distance where nothing else is said.
+pub(super) const TOLERANCE_MM: f64 = 2.0;
 
 /// Arguments of `fewlabel evaluate`.
 #[derive(Debug, Args)]
@@ -33,7 +35,7 @@ pub struct EvaluateArgs {
     labels: Option<PathBuf>,
     /// Distance in mm up to which a surface counts as agreeing (NSD); structures may have their own:
     /// 2,mandible=1,parotid_left=3
-    #[arg(long, value_name = "MM[,NAME=MM...]", default_value = "2")]
+    #[arg(long, value_name = "MM[,NAME=MM...]", default_value_t = TOLERANCE_MM.to_string())]
     tolerance_mm: String,
     /// Seed of the confidence intervals
     #[arg(long, default_value_t = 1, value_name = "N")]
@@ -73,8 +75,12 @@ pub fn run(args: EvaluateArgs) -> anyhow::Result<()> {
     }
     let summary = Summary::of(&evaluation, args.seed);
     if let Some(path) = &args.report {
-        let png =
-            report::write_comparison(path, &files, args.images.as_deref(), &evaluation, &summary)?;
+        let scans = match &args.images {
+            Some(folder) => super::dataset::files(folder)?,
+            None => Default::default(),
+        };
+        let pictures = report::worst_cases(&files, &scans, &evaluation, &summary)?;
+        let png = report::write_comparison(path, &files, &evaluation, &summary, &pictures)?;
         eprintln!("report: {} and {}", path.display(), png.display());
     }
     if args.json {

@@ -9,7 +9,7 @@ use crate::cli::Usage;
 use crate::cli::dataset::{annotated_labels, files};
 use crate::imaging::metrics::{Agreement, agreement};
 use crate::imaging::{Budget, Volume, read_label};
-use crate::model::LabelSchema;
+use crate::model::{LabelSchema, TrainCase};
 
 /// Name of the predictions of `--prediction`.
 const FIRST: &str = "prediction";
@@ -77,6 +77,23 @@ impl Files {
         })
     }
 
+    /// Labelled cases, and `NAME.nii.gz` for each in a folder with predictions.
+    pub fn of_cases(cases: &[TrainCase], prediction: &Path) -> Self {
+        let names = || cases.iter().map(|case| case.name.clone());
+        let predicted = |name: String| {
+            let path = predicted(prediction, &name);
+            (name, path)
+        };
+        let labels = cases.iter().map(|case| case.label.clone());
+        Self {
+            cases: names().collect(),
+            left_out: Vec::new(),
+            predictions: vec![FIRST.to_owned()],
+            reference: names().zip(labels).collect(),
+            by_prediction: vec![names().map(predicted).collect()],
+        }
+    }
+
     /// The reference of a case and its predictions, all on one grid.
     pub fn read(&self, case: &str) -> anyhow::Result<(Volume<u16>, Vec<Volume<u16>>)> {
         let path = |files: &HashMap<String, PathBuf>| {
@@ -98,6 +115,11 @@ impl Files {
         }
         Ok((reference, predictions))
     }
+}
+
+/// Where [`Files::of_cases`] looks for the prediction of a case.
+pub fn predicted(folder: &Path, case: &str) -> PathBuf {
+    folder.join(format!("{case}.nii.gz"))
 }
 
 fn read(path: &Path) -> anyhow::Result<Volume<u16>> {
@@ -161,6 +183,17 @@ impl Structures {
         structures.tolerance_mm =
             general.ok_or_else(|| wrong(tolerances, "has no distance for the other structures"))?;
         Ok(structures)
+    }
+
+    /// Of labelled cases, all with the same tolerance.
+    pub fn of_cases(cases: &[TrainCase], schema: LabelSchema, tolerance_mm: f64) -> Self {
+        let annotated = |case: &TrainCase| (case.name.clone(), case.annotated.clone());
+        Self {
+            schema: Some(schema),
+            annotated: cases.iter().map(annotated).collect(),
+            tolerance_mm,
+            own_tolerance_mm: BTreeMap::new(),
+        }
     }
 
     /// The name of a label value.

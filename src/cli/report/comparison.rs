@@ -27,18 +27,30 @@ pub fn page(
     summary: &Summary,
     pictures: &[Picture],
 ) -> (Page, Figure) {
-    let names: Vec<String> = evaluation
-        .values
-        .iter()
-        .map(|value| evaluation.structures.name(*value))
-        .collect();
     let title = match files.predictions.len() {
         1 => "Evaluation against reference labels".to_owned(),
         _ => format!("Comparison: {}", files.predictions.join(", ")),
     };
-    let below = format!("{} cases, {} structures", files.cases.len(), names.len());
+    let below = format!(
+        "{} cases, {} structures",
+        files.cases.len(),
+        evaluation.values.len()
+    );
     let mut page = Page::new(&title, &below);
     page.figures(&headline(files, summary));
+    let figure = agreement(&mut page, files, evaluation, summary, pictures);
+    (page, figure)
+}
+
+/// Box plots, tables and worst cases of an evaluation, with its notes; answers with the figure.
+pub fn agreement(
+    page: &mut Page,
+    files: &Files,
+    evaluation: &Evaluation,
+    summary: &Summary,
+    pictures: &[Picture],
+) -> Figure {
+    let names = names(evaluation);
     let figure = figure(&files.predictions, &names, summary);
     page.heading("Agreement per structure");
     page.svg(&figure.to_svg("Box plots of Dice, NSD and HD95 per structure"));
@@ -57,7 +69,7 @@ pub fn page(
     }
     page.text(EXPLANATION);
     if files.predictions.len() > 1 {
-        differences(&mut page, files, &names, summary);
+        differences(page, files, &names, summary);
     }
     if !pictures.is_empty() {
         page.heading("Worst cases");
@@ -71,8 +83,15 @@ pub fn page(
         let (head, rows) = cases(files, &names, &summary.predictions[prediction]);
         page.table(Some(&format!("Dice per case: {name}")), &head, &rows);
     }
-    notes(&mut page, files, evaluation, summary);
-    (page, figure)
+    notes(page, files, evaluation, summary);
+    figure
+}
+
+fn names(evaluation: &Evaluation) -> Vec<String> {
+    let names = evaluation.values.iter();
+    names
+        .map(|value| evaluation.structures.name(*value))
+        .collect()
 }
 
 fn headline(files: &Files, summary: &Summary) -> Vec<(String, String)> {

@@ -3,6 +3,7 @@
 mod chart;
 mod comparison;
 mod figure;
+mod judged;
 mod page;
 mod picture;
 mod simulation;
@@ -21,7 +22,9 @@ use crate::rounds::simulate::{self, RoundRecord, Settings};
 use figure::Figure;
 use page::Page;
 
+pub use judged::Judged;
 pub use simulation::with_interval;
+pub use worst::{Picture, pictures as worst_cases};
 
 /// Writes the page of a training run; answers with the path of the PNG.
 ///
@@ -32,29 +35,24 @@ pub fn write_training(
     name: &str,
     structures: &[String],
     curve: &Curve,
+    judged: Option<&Judged>,
 ) -> anyhow::Result<PathBuf> {
-    let (page, figure) = training::page(name, structures, curve);
+    let (page, figure) = training::page(name, structures, curve, judged);
     write(path, page, &figure)
 }
 
-/// Writes the page of an evaluation; answers with the path of the PNG. `images` is a folder with scans, for pictures of
-/// the worst cases.
+/// Writes the page of an evaluation; answers with the path of the PNG.
 ///
 /// # Errors
-/// A path that is no HTML file or cannot be written, scans that cannot be read or do not fit their labels.
+/// A path that is no HTML file or cannot be written.
 pub fn write_comparison(
     path: &Path,
     files: &Files,
-    images: Option<&Path>,
     evaluation: &Evaluation,
     summary: &Summary,
+    pictures: &[Picture],
 ) -> anyhow::Result<PathBuf> {
-    check(path)?;
-    let pictures = match images {
-        Some(images) => worst::pictures(files, images, evaluation, summary)?,
-        None => Vec::new(),
-    };
-    let (page, figure) = comparison::page(files, evaluation, summary, &pictures);
+    let (page, figure) = comparison::page(files, evaluation, summary, pictures);
     write(path, page, &figure)
 }
 

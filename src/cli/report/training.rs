@@ -1,7 +1,9 @@
 //! The page of a training run: loss, learning rate and validation Dice.
 
 use super::chart::{Frame, SMALL, Style, from_zero};
+use super::comparison;
 use super::figure::{Anchor, Figure, Ink, SERIES};
+use super::judged::Judged;
 use super::page::Page;
 use crate::cli::curve::{Curve, Validation};
 
@@ -11,8 +13,13 @@ const POINTS: usize = 800;
 const LEGEND_TOP: f64 = 356.0;
 const LEGEND_LINE: f64 = 18.0;
 
-/// The page and its figure; `structures` in order.
-pub fn page(name: &str, structures: &[String], curve: &Curve) -> (Page, Figure) {
+/// The page and its figure; `structures` in order, `judged` the validation cases.
+pub fn page(
+    name: &str,
+    structures: &[String],
+    curve: &Curve,
+    judged: Option<&Judged>,
+) -> (Page, Figure) {
     let steps = curve.steps.last().map_or(0, |step| step.step);
     let best = best(curve);
     let mut page = Page::new(
@@ -29,7 +36,8 @@ pub fn page(name: &str, structures: &[String], curve: &Curve) -> (Page, Figure) 
     if let Some(loss) = smoothed(curve).last() {
         numbers.push((format!("{:.3}", loss[1]), "loss at the end".to_owned()));
     }
-    if let Some(hours) = curve.steps.last().map(|step| step.elapsed_s / 3600.0) {
+    if !curve.steps.is_empty() {
+        let hours = curve.elapsed_s / 3600.0;
         let text = if hours < 1.0 {
             format!("{:.0} min", hours * 60.0)
         } else {
@@ -60,7 +68,52 @@ pub fn page(name: &str, structures: &[String], curve: &Curve) -> (Page, Figure) 
         page.table(None, &head, &rows);
         page.text("The weights were chosen on these cases, so their Dice is a little too good; measure on cases that were kept apart with fewlabel evaluate.");
     }
+    if let Some(judged) = judged {
+        comparison::agreement(
+            &mut page,
+            &judged.files,
+            &judged.evaluation,
+            &judged.summary,
+            &judged.pictures,
+        );
+    }
+    troubles(&mut page, curve);
     (page, figure)
+}
+
+/// Cases that were left out or only partly understood, and steps that were taken back.
+fn troubles(page: &mut Page, curve: &Curve) {
+    if !curve.cases.is_empty() {
+        page.heading("Cases with something to say about");
+        let head = ["Case", "Used", "Why"].map(str::to_owned);
+        let used = |skipped| if skipped { "no" } else { "yes" };
+        let rows: Vec<_> = curve
+            .cases
+            .iter()
+            .map(|note| {
+                let used = used(note.skipped).to_owned();
+                vec![note.case.clone(), used, note.reason.clone()]
+            })
+            .collect();
+        page.table(None, &head, &rows);
+    }
+    if !curve.rolled_back.is_empty() {
+        page.heading("Steps that were taken back");
+        let head = ["Step", "Back to step", "Why", "Learning rate times"].map(str::to_owned);
+        let rows: Vec<_> = curve
+            .rolled_back
+            .iter()
+            .map(|back| {
+                vec![
+                    back.step.to_string(),
+                    back.back_to.to_string(),
+                    back.reason.clone(),
+                    back.rate_scale.to_string(),
+                ]
+            })
+            .collect();
+        page.table(None, &head, &rows);
+    }
 }
 
 /// The validation of the weights that were kept.
@@ -217,7 +270,8 @@ fn validation(figure: &mut Figure, structures: &[String], curve: &Curve, last: f
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cli::curve::Step;
+    use crate::cli::curve::{RolledBack, Step};
+    use crate::model::CaseNote;
 
     fn curve(steps: usize) -> Curve {
         let step = |n: usize| Step {
@@ -239,17 +293,34 @@ mod tests {
         Curve {
             steps: (1..=steps).map(step).collect(),
             validations: [steps / 2, steps].into_iter().map(validation).collect(),
+            elapsed_s: steps as f64,
+            ..Curve::default()
         }
     }
 
     #[test]
     fn a_page_shows_the_weights_that_were_kept() {
         let names = ["liver".to_owned(), "spleen".to_owned()];
-        let (page, figure) = page("m", &names, &curve(3000));
+        let mut curve = curve(3000);
+        curve.cases.push(CaseNote {
+            case: "ct_07".to_owned(),
+            skipped: true,
+            reason: "the image is constant".to_owned(),
+        });
+        curve.rolled_back.push(RolledBack {
+            step: 7,
+            back_to: 0,
+            reason: "the loss is NaN".to_owned(),
+            rate_scale: 0.5,
+        });
+        let (page, figure) = page("m", &names, &curve, None);
         let html = page.into_html();
         assert!(html.contains("best validation Dice, step 1500"));
         assert!(html.contains("<th scope=\"row\">liver</th><td>0.500</td><td>1.000</td>"));
         assert!(html.contains("<th scope=\"row\">spleen</th><td>-</td><td>-</td>"));
+        assert!(html.contains("ct_07</th><td>no</td><td>the image is constant"));
+        assert!(html.contains("7</th><td>0</td><td>the loss is NaN</td><td>0.5"));
+        assert!(html.contains("50 min"));
         let longest = figure.shapes.iter().filter_map(|shape| match shape {
             crate::cli::report::figure::Shape::Path { points, .. } => Some(points.len()),
             _ => None,
@@ -260,7 +331,7 @@ mod tests {
     #[test]
     fn a_run_of_no_or_one_step_has_a_page_too() {
         for curve in [Curve::default(), curve(1)] {
-            let (page, figure) = page("m", &["liver".to_owned()], &curve);
+            let (page, figure) = page("m", &["liver".to_owned()], &curve, None);
             assert!(page.into_html().contains("</svg>"));
             assert!(!figure.to_svg("").contains("NaN"));
         }

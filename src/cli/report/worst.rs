@@ -1,10 +1,10 @@
 //! Pictures of the cases that went worst.
 
-use std::path::Path;
+use std::collections::HashMap;
+use std::path::PathBuf;
 
 use anyhow::Context;
 
-use crate::cli::dataset::files;
 use crate::cli::evaluate::{Evaluation, Files, Measure, Summary};
 use crate::imaging::render::{Row, Window, overlay_png_at};
 use crate::imaging::{Budget, Volume, read_scan};
@@ -21,25 +21,23 @@ pub struct Picture {
 }
 
 /// The cases with the lowest Dice of a structure in the first prediction: every prediction and the reference over the
-/// scan, at the slices where that structure differs most.
+/// scan, at the slices where that structure differs most. `scans` by case; cases without one have no picture.
 ///
 /// # Errors
-/// A folder or a scan that cannot be read, a scan on another grid than its labels.
+/// A scan that cannot be read, a scan on another grid than its labels.
 pub fn pictures(
     labels: &Files,
-    images: &Path,
+    scans: &HashMap<String, PathBuf>,
     evaluation: &Evaluation,
     summary: &Summary,
 ) -> anyhow::Result<Vec<Picture>> {
-    let scans = files(images)?;
     let mut pictures = Vec::new();
     for (case, structure, dice) in worst(labels, summary) {
         let name = &labels.cases[case];
         let Some(path) = scans.get(name) else {
-            eprintln!(
-                "{name}: no scan of this name in {}, so no picture",
-                images.display()
-            );
+            if !scans.is_empty() {
+                eprintln!("{name}: there is no scan of this name, so no picture");
+            }
             continue;
         };
         let scan =

@@ -12,7 +12,7 @@ use serde_json::json;
 use super::{output, phantoms};
 use crate::cli::dataset::Dataset;
 use crate::cli::progress::Progress;
-use crate::cli::{Usage, report};
+use crate::cli::{Usage, gpu, report};
 use crate::model::{DeviceChoice, Manifest, ModelError, Passes, PctNetConfig, create_untrained};
 use crate::rounds::simulate::{self, Event, Settings, Study, Summary};
 use crate::rounds::strategy;
@@ -87,7 +87,7 @@ pub struct SimulateArgs {
     /// Print the summary as one JSON document on standard output
     #[arg(long)]
     json: bool,
-    /// Where to compute: auto, cpu, cuda or cuda:N
+    /// Where to compute: auto, cpu, cuda, cuda:N, vulkan or vulkan:N
     #[arg(long, default_value = "auto")]
     device: DeviceChoice,
 }
@@ -103,6 +103,7 @@ fn at_least_one(text: &str) -> Result<usize, String> {
 /// Unknown strategies, too few cases, a folder with the results of another simulation.
 pub fn run(args: SimulateArgs) -> anyhow::Result<()> {
     let strategies = args.strategies()?;
+    gpu::announce(args.device)?;
     if let Some(count) = args.phantoms
         && !args.data.join("dataset.json").exists()
     {

@@ -112,6 +112,8 @@ impl Bench {
         self.config.check_patch(self.patch)?;
         let engine = Engine::open(self.device)?;
         engine.guarded(|| {
+            // Before the runs, with all its memory given back: the peak of memory shall be theirs.
+            let layers = self.layers()?;
             let mut measured = on_engine!(engine, |B, device| {
                 let measured = match work {
                     Work::Forward => self.forward::<B>(engine, &device)?,
@@ -124,9 +126,6 @@ impl Bench {
                     ..measured
                 }
             });
-            // After the runs, and in memory that they have given back: what it takes does not count as theirs.
-            give_back();
-            let layers = self.layers()?;
             // Plans count float32; other activations and weights are half as long.
             let width = match measured.precision {
                 Precision::F32 => 1.0,

@@ -3,7 +3,11 @@
 //! Estimates, not promises: they are for the first try. What does not fit after all fails, and is tried once more with
 //! less ([`with_less`]).
 
+#[cfg(any(feature = "cuda", feature = "vulkan"))]
+use super::Engine;
 use crate::model::error::ModelError;
+#[cfg(any(feature = "cuda", feature = "vulkan"))]
+use crate::model::kernels::Kernels;
 use crate::model::pct_net::PctNetConfig;
 use crate::model::precision::Precision;
 
@@ -82,6 +86,15 @@ impl Need {
     pub fn windows(self, free: Option<u64>) -> Result<usize, u64> {
         self.fitting(free, free.map_or(1, |_| MOST_WINDOWS))
     }
+}
+
+/// Memory that a computation could have, in bytes: what nobody uses, and what this process holds ready. `None` where the
+/// system does not tell.
+#[cfg(any(feature = "cuda", feature = "vulkan"))]
+pub fn to_be_had<B: Kernels>(engine: Engine, device: &B::Device) -> Option<u64> {
+    let held = B::device_memory(device);
+    let ready = held.reserved.saturating_sub(held.in_use);
+    engine.free_bytes().map(|free| free + ready)
 }
 
 fn bytes_of(precision: Precision) -> u64 {

@@ -14,7 +14,7 @@ use super::sliding::{Blended, Sliding};
 use super::windows;
 use crate::model::engine::Engine;
 use crate::model::engine::faults::watch;
-use crate::model::engine::memory::{Failure, Need, with_less};
+use crate::model::engine::memory::{Failure, Need, to_be_had, with_less};
 use crate::model::error::ModelError;
 use crate::model::kernels::windows::{Between, bytes_of};
 use crate::model::kernels::{Kernels, WindowBlend, WindowJob, raw, wrap};
@@ -70,9 +70,7 @@ impl<B: Kernels> OnDevice<B> {
             sliding.classes,
         );
         let need = Need::forward(&self.config, scan.patch(), self.precision, fixed);
-        let held = B::device_memory(&self.on.device);
-        let unused = held.reserved.saturating_sub(held.in_use);
-        let free = self.engine.free_bytes().map(|free| free + unused);
+        let free = to_be_had::<B>(self.engine, &self.on.device);
         let planned = need.windows(free).map_err(|needed| ModelError::Compute {
             device: self.engine.name(),
             reason: format!(

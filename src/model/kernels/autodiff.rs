@@ -6,9 +6,14 @@ use burn::backend::autodiff::{
     grads::Gradients,
     ops::{Backward, Ops, OpsKind},
 };
-use burn::tensor::{backend::Backend, ops::FloatTensor};
+use burn::tensor::{
+    Shape,
+    backend::{AutodiffBackend, Backend},
+    ops::FloatTensor,
+};
 
-use super::{AttentionLayout, Kernels, RowIndex, VoxelLabels, plain, raw, wrap};
+use super::{AttentionLayout, Keep, Kernels, RowIndex, VoxelLabels, plain, raw, wrap};
+use crate::rng::Rng;
 
 fn register<B: Backend>(grads: &mut Gradients, node: Option<NodeId>, value: FloatTensor<B>) {
     if let Some(node) = node {
@@ -290,6 +295,10 @@ impl<B: Kernels> Backward<B, 1> for DiceCrossEntropy {
 }
 
 impl<B: Kernels, C: CheckpointStrategy> Kernels for Autodiff<B, C> {
+    fn keep_mask(rng: &Rng, shape: Shape, keep: Keep, device: &Self::Device) -> FloatTensor<Self> {
+        Self::from_inner(B::keep_mask(rng, shape, keep, device))
+    }
+
     fn same_conv3d(
         x: FloatTensor<Self>,
         weight: FloatTensor<Self>,

@@ -34,8 +34,8 @@ pub use inference::{AttentionLayer, ConvLayer, ReadyAttention, ReadyConv};
 #[cfg(any(feature = "cuda", feature = "vulkan", feature = "cuda-sources"))]
 pub(crate) use inference::{PlainAttention, PlainConv};
 pub use operations::{
-    AdamStep, AttentionLayout, Kernels, MASKED, NO_ROW, NormConvGrads, NormPreluGrads, RowIndex,
-    VoxelLabels,
+    AdamStep, AttentionLayout, Keep, Kernels, MASKED, NO_ROW, NormConvGrads, NormPreluGrads,
+    RowIndex, VoxelLabels,
 };
 pub(crate) use operations::{DICE_SMOOTHING, NORM_EPSILON, raw, wrap};
 pub use patches::{Bend, Cut, FusionJob, PatchJob, PatchMaker, Tap, ValueChanges};

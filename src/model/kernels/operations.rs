@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use burn::tensor::{DType, Tensor, TensorPrimitive, backend::Backend, ops::FloatTensor};
+use burn::tensor::{DType, Shape, Tensor, TensorPrimitive, backend::Backend, ops::FloatTensor};
 
 use super::inference::{
     AttentionLayer, ConvLayer, PlainAttention, PlainConv, ReadyAttention, ReadyConv,
@@ -10,6 +10,7 @@ use super::inference::{
 use super::patches::PatchMaker;
 use super::plain;
 use super::windows::{DeviceMemory, WindowBlend, WindowJob};
+use crate::rng::Rng;
 
 /// Gradients of [`Kernels::batch_norm_prelu`].
 pub struct NormPreluGrads<F> {
@@ -57,6 +58,28 @@ impl AdamStep {
         let time = i32::try_from(self.time).unwrap_or(i32::MAX);
         let root = (1.0 - self.beta_2.powi(time)).sqrt();
         (root / (1.0 - self.beta_1.powi(time)), self.epsilon * root)
+    }
+}
+
+/// How much of what dropout masks is kept.
+#[derive(Debug, Clone, Copy)]
+pub struct Keep {
+    /// A draw of 16 bits that is below this keeps its value.
+    pub(super) bound: u32,
+    /// What is kept is multiplied by this, so that the mean stays.
+    pub(super) scale: f32,
+}
+
+impl Keep {
+    /// Draws from one number of the stream.
+    pub(super) const DRAWS: usize = 4;
+
+    /// Keeps values with this probability.
+    pub fn with_probability(keep: f64) -> Self {
+        Self {
+            bound: (keep * 65536.0) as u32,
+            scale: (1.0 / keep) as f32,
+        }
     }
 }
 
@@ -312,6 +335,11 @@ pub trait Kernels: Backend {
     /// moments. `[parameter, gradient, first moment, second moment]`, all of one shape.
     fn adam_step(tensors: [FloatTensor<Self>; 4], step: AdamStep) -> [FloatTensor<Self>; 3] {
         plain::adam_step::<Self>(tensors, step)
+    }
+
+    /// A mask of dropout: [`Keep`]'s scale where a value is kept, else 0; value `n` is a pure function of the stream and `n`.
+    fn keep_mask(rng: &Rng, shape: Shape, keep: Keep, device: &Self::Device) -> FloatTensor<Self> {
+        plain::keep_mask::<Self>(rng, shape, keep, device)
     }
 
     /// [`Kernels::dice_cross_entropy`] as a step of a computation that may be differentiated: the loss `[1]`.

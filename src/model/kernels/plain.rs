@@ -2,15 +2,18 @@
 //! faster versions are tested against.
 
 use burn::tensor::{
-    Int, Tensor, TensorData, TensorMetadata,
+    Int, Shape, Tensor, TensorData, TensorMetadata,
     backend::Backend,
     ops::{ConvOptions, FloatTensor},
 };
 
+use rayon::prelude::*;
+
 use super::{
-    AdamStep, AttentionLayout, Kernels, MASKED, NORM_EPSILON, NormConvGrads, NormPreluGrads,
+    AdamStep, AttentionLayout, Keep, Kernels, MASKED, NORM_EPSILON, NormConvGrads, NormPreluGrads,
     RowIndex, raw, wrap,
 };
+use crate::rng::Rng;
 
 fn same_padding<B: Backend>(weight: &Tensor<B, 5>) -> ConvOptions<3> {
     let [_, _, kd, kh, kw] = weight.dims();
@@ -443,4 +446,35 @@ pub fn adam_step<B: Backend>(tensors: [FloatTensor<B>; 4], step: AdamStep) -> [F
     let change = first.clone() * factor / (second.clone().sqrt() + epsilon);
     [parameter - change * step.rate, first, second]
         .map(|tensor| B::float_reshape(raw(tensor), shape.clone()))
+}
+
+/// Numbers of the stream that one thread goes through at a time.
+const NUMBERS: usize = 1024;
+
+/// The values of a mask of dropout; see [`Kernels::keep_mask`].
+pub fn keep_values(rng: &Rng, len: usize, keep: Keep) -> Vec<f32> {
+    let mut mask = vec![0f32; len];
+    mask.par_chunks_mut(Keep::DRAWS * NUMBERS)
+        .enumerate()
+        .for_each(|(block, values)| {
+            for (i, group) in values.chunks_mut(Keep::DRAWS).enumerate() {
+                let bits = rng.at((block * NUMBERS + i) as u64);
+                for (part, value) in group.iter_mut().enumerate() {
+                    let drawn = (bits >> (16 * part)) as u32 & 0xffff;
+                    *value = if drawn < keep.bound { keep.scale } else { 0.0 };
+                }
+            }
+        });
+    mask
+}
+
+/// See [`Kernels::keep_mask`].
+pub fn keep_mask<B: Backend>(
+    rng: &Rng,
+    shape: Shape,
+    keep: Keep,
+    device: &B::Device,
+) -> FloatTensor<B> {
+    let values = keep_values(rng, shape.num_elements(), keep);
+    B::float_from_data(TensorData::new(values, shape), device)
 }

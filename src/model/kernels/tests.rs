@@ -279,3 +279,13 @@ fn one_step_of_adam() {
         assert_eq!(values::<1>(kept), before);
     }
 }
+
+#[test]
+fn a_mask_keeps_its_share() {
+    let (rng, keep) = (Rng::new(3), Keep::with_probability(0.8));
+    let mask = plain::keep_values(&rng, 100_001, keep);
+    let kept = mask.iter().filter(|&&v| v == 1.25).count();
+    assert!(kept.abs_diff(80_000) < 800, "{kept}");
+    assert!(mask.iter().all(|&v| v == 0.0 || v == 1.25));
+    assert_eq!(mask[..5000], plain::keep_values(&rng, 5000, keep));
+}

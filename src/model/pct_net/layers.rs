@@ -4,9 +4,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use burn::module::{Module, Param, RunningState};
 use burn::tensor::{Tensor, TensorData, backend::Backend};
-use rayon::prelude::*;
 
-use crate::model::kernels::{Kernels, NORM_EPSILON, raw, wrap};
+use crate::model::kernels::{Keep, Kernels, NORM_EPSILON, plain, raw, wrap};
 use crate::rng::Rng;
 
 /// Weight of the newest batch in the running statistics, as in the published network.
@@ -66,14 +65,14 @@ impl DropoutStream {
 }
 
 /// Sets each value to zero with probability `p` in training and scales the others by `1 / (1 - p)`.
-pub fn dropout<B: Backend, const D: usize>(x: Tensor<B, D>, p: f64, mode: Mode) -> Tensor<B, D> {
+pub fn dropout<B: Kernels, const D: usize>(x: Tensor<B, D>, p: f64, mode: Mode) -> Tensor<B, D> {
     let Some(stream) = mode.masks() else { return x };
     if p == 0.0 || !stream.enabled {
         return x;
     }
-    let shape = x.dims();
-    let values = keep_mask(&stream.next(), shape.iter().product(), 1.0 - p);
-    let mask = Tensor::<B, D>::from_data(TensorData::new(values, shape), &x.device());
+    let keep = Keep::with_probability(1.0 - p);
+    let mask = B::keep_mask(&stream.next(), x.shape(), keep, &x.device());
+    let mask = wrap::<B, D>(mask);
     x.clone() * mask.cast(x.dtype())
 }
 
@@ -84,34 +83,12 @@ pub fn drop_path<B: Backend>(x: Tensor<B, 3>, p: f64, mode: Mode) -> Tensor<B, 3
         return x;
     }
     let batch = x.dims()[0];
-    let keep = keep_mask(&stream.next(), batch, 1.0 - p);
+    let keep = plain::keep_values(&stream.next(), batch, Keep::with_probability(1.0 - p));
     if keep.iter().all(|scale| *scale == keep[0]) {
         return x * keep[0];
     }
     let mask = Tensor::<B, 3>::from_data(TensorData::new(keep, [batch, 1, 1]), &x.device());
     x.clone() * mask.cast(x.dtype())
-}
-
-/// `len` values that are `1 / keep` with probability `keep` and 0 otherwise.
-fn keep_mask(rng: &Rng, len: usize, keep: f64) -> Vec<f32> {
-    // Four draws of 16 bits from each number; every number has its own place, so threads may share the work.
-    let (scale, bound) = ((1.0 / keep) as f32, (keep * 65536.0) as u64);
-    let mut mask = vec![0f32; len];
-    mask.par_chunks_mut(4 * 1024)
-        .enumerate()
-        .for_each(|(block, values)| {
-            for (i, group) in values.chunks_mut(4).enumerate() {
-                let bits = rng.at((block * 1024 + i) as u64);
-                for (part, value) in group.iter_mut().enumerate() {
-                    *value = if (bits >> (16 * part)) & 0xffff < bound {
-                        scale
-                    } else {
-                        0.0
-                    };
-                }
-            }
-        });
-    mask
 }
 
 /// 3D convolution, stride 1, size kept. Weight `[out, in, kd, kh, kw]`.
@@ -457,19 +434,5 @@ impl<B: Backend> Init<B> {
             })
             .collect();
         self.param(values, shape)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_mask_keeps_its_share() {
-        let mask = keep_mask(&Rng::new(3), 100_001, 0.8);
-        let kept = mask.iter().filter(|&&v| v == 1.25).count();
-        assert!(kept.abs_diff(80_000) < 800, "{kept}");
-        assert!(mask.iter().all(|&v| v == 0.0 || v == 1.25));
-        assert_eq!(mask[..5000], keep_mask(&Rng::new(3), 5000, 0.8));
     }
 }

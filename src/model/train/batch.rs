@@ -14,7 +14,7 @@ pub struct Input<B: Kernels> {
     pub voxels: Tensor<B, 5>,
     /// Classes, `[d, h, w]`.
     pub labels: Vec<u8>,
-    /// Which classes were annotated in its case.
+    /// Which classes were annotated in it.
     pub annotated: Vec<bool>,
     /// Number of the case in the store.
     pub case: usize,
@@ -23,14 +23,12 @@ pub struct Input<B: Kernels> {
 /// Patches `[d, h, w]` on the device; those that are only drawn are made here.
 pub fn inputs<B: Kernels>(
     patches: Vec<Patch>,
-    cases: &[StoredCase],
     [d, h, w]: [usize; 3],
     device: &B::Device,
 ) -> Vec<Input<B>> {
     let maker = B::patch_maker();
     let make = |patch: Patch| {
-        let case = patch.case();
-        let annotated = cases[case].annotated.clone();
+        let (case, annotated) = (patch.case(), patch.annotated().to_vec());
         let sample = match (patch, &maker) {
             (Patch::Drawn(drawn), Some(maker)) => {
                 let (input, labels) = (maker.make)(&drawn.into_job(), device);

@@ -16,7 +16,7 @@ use burn::tensor::{Tensor, backend::Backend};
 
 use crate::model::engine::Engine;
 #[cfg(any(feature = "cuda", feature = "vulkan"))]
-use crate::model::engine::memory::Need;
+use crate::model::engine::memory::{Need, to_be_had};
 use crate::model::error::ModelError;
 use crate::model::kernels::Kernels;
 use crate::model::pct_net::{Mode, PctNet, PctNetConfig};
@@ -75,7 +75,7 @@ impl Passes {
             #[cfg(any(feature = "cuda", feature = "vulkan"))]
             _ => {
                 crate::model::infer::gpu_precision::<B>(PrecisionChoice::Fixed(precision), device)?;
-                let free = engine.free_bytes();
+                let free = to_be_had::<B>(engine, device);
                 let parameters = net.num_params();
                 let fits =
                     |patch| Need::step(config, patch, precision, parameters).fitting(free, batch);

@@ -263,6 +263,9 @@ impl<'a, B: Kernels> Trainer<'a, B> {
         let stats = pipeline.stats();
         let waiting = stats.waited_s / started.elapsed().as_secs_f64();
         drop(pipeline);
+        if let Some(flow) = self.leave_spoiled(made, on)? {
+            ended = ended.or(flow.is_break().then_some(EndedEarly::Stopped));
+        }
         if ended.is_none() {
             ended = self
                 .validate(made, &validation, on)?
@@ -302,7 +305,7 @@ impl<'a, B: Kernels> Trainer<'a, B> {
         let options = &self.request.options;
         let size = self.request.model.patch;
         let named = batch::names(&patches, cases);
-        let mut inputs = batch::inputs::<B>(patches, cases, size, &self.device);
+        let mut inputs = batch::inputs::<B>(patches, size, &self.device);
         let clicks = self.clicks(step, &inputs, cases);
         for (input, clicks) in inputs.iter_mut().zip(&clicks) {
             input.voxels = self.with_clicks(input, cases, clicks);

@@ -15,6 +15,8 @@ pub struct Sample {
     pub input: Vec<f32>,
     /// Classes, `[z, y, x]`.
     pub labels: Vec<u8>,
+    /// Which classes were annotated here; in a mirrored patch those of the other side.
+    pub annotated: Vec<bool>,
     /// Number of the case in the store.
     pub case: usize,
 }
@@ -23,6 +25,8 @@ pub struct Sample {
 pub struct Drawn {
     /// Number of the case in the store.
     case: usize,
+    /// As [`Sample::annotated`].
+    annotated: Vec<bool>,
     region: Region,
     spatial: Spatial,
     centre: [f64; 3],
@@ -46,6 +50,14 @@ impl Patch {
         match self {
             Self::Made(sample) => sample.case,
             Self::Drawn(drawn) => drawn.case,
+        }
+    }
+
+    /// As [`Sample::annotated`].
+    pub fn annotated(&self) -> &[bool] {
+        match self {
+            Self::Made(sample) => &sample.annotated,
+            Self::Drawn(drawn) => &drawn.annotated,
         }
     }
 }
@@ -80,8 +92,17 @@ impl Sampler {
         let case = &self.store.cases()[number];
         let spatial = self.augment.spatial(self.size, case.spacing_mm, &rng);
         let mirror = self.augment.exchanged(self.mirror.as_deref(), &rng);
+        // A left structure that nobody drew is a right one that nobody drew after mirroring.
+        let annotated = match mirror {
+            Some(mirror) => {
+                let other_side = mirror.iter().map(|class| usize::from(*class));
+                other_side.map(|class| case.annotated[class]).collect()
+            }
+            None => case.annotated.clone(),
+        };
         Ok(Drawn {
             case: number,
+            annotated,
             region: case.region(spatial.bounds(centre))?,
             spatial,
             centre,
@@ -104,6 +125,7 @@ impl Drawn {
         Sample {
             input,
             labels,
+            annotated: self.annotated.clone(),
             case: self.case,
         }
     }

@@ -119,6 +119,23 @@ fn clean(value: f32) -> f32 {
 mod tests {
     use super::*;
     use crate::imaging::Geometry;
+    use crate::model::volume_fusion::tests::assert_uniform;
+
+    #[test]
+    fn cuts_are_uniform_in_size_and_place() {
+        let (shape, out) = ([4000, 5000, 6000], [640, 1280, 1280]);
+        let places: Vec<Place> = (0..1000)
+            .map(|n| draw(shape, out, &mut Rng::new(4).stream(n)))
+            .collect();
+        for axis in 0..3 {
+            let boxes = || places.iter().map(|place| place.boxes[axis]);
+            // Sides are whole voxels, rounded down.
+            let scale = boxes().map(|(_, side)| (side as f64 + 0.5) / out[axis] as f64);
+            assert_uniform(scale.collect(), SCALE);
+            let origin = boxes().map(|(first, side)| first as f64 / (shape[axis] - side) as f64);
+            assert_uniform(origin.collect(), [0.0, 1.0]);
+        }
+    }
 
     #[test]
     fn ends_of_the_cut_are_ends_of_the_patch() {

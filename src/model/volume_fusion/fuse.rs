@@ -96,6 +96,7 @@ fn fill(label: &mut [u8], patch: [usize; 3], start: [usize; 3], sides: [usize; 3
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::volume_fusion::tests::assert_even;
 
     const PATCH: [usize; 3] = [64, 128, 128];
 
@@ -165,27 +166,51 @@ mod tests {
     }
 
     #[test]
-    fn sides_and_offsets_reach_both_ends() {
-        let mut seen = [[usize::MAX, 0]; 3];
+    fn sides_come_as_often_and_offsets_reach_both_ends() {
+        let mut seen = [const { Vec::new() }; 3];
         let mut shifted = [false; 3];
         for seed in 0..3000 {
             let (sides, offset) = grid_of(PATCH, Rng::new(seed));
             for axis in 0..3 {
-                seen[axis] = [
-                    seen[axis][0].min(sides[axis]),
-                    seen[axis][1].max(sides[axis]),
-                ];
+                seen[axis].push(sides[axis]);
                 let rest = PATCH[axis] % sides[axis];
                 assert!(offset[axis] <= rest);
                 shifted[axis] |= rest > 0 && offset[axis] == rest;
             }
         }
-        assert_eq!(seen, [[5, 20], [8, 32], [8, 32]]);
+        for (sides, ends) in seen.iter().zip([[5, 20], [8, 32], [8, 32]]) {
+            assert_even(sides, ends);
+        }
         assert_eq!(shifted, [true; 3]);
     }
 
     #[test]
-    fn boxes_overlap_and_reach_every_class() {
+    fn boxes_are_as_many_and_as_large_as_published_and_later_ones_lie_above() {
+        let (mut counts, mut overlaps) = (Vec::new(), 0);
+        let mut seen = [const { Vec::new() }; 3];
+        for seed in 0..400 {
+            let (label, mut rng) = (boxes(PATCH, 4, &mut Rng::new(seed)), Rng::new(seed));
+            let (mut expected, mut covered) = (vec![0; label.len()], 0);
+            counts.push(draw([10, 40], &mut rng));
+            for _ in 0..counts[seed as usize] {
+                let sides = [[8, 40], [8, 80], [8, 80]].map(|ends| draw(ends, &mut rng));
+                let start = [0, 1, 2].map(|axis| rng.below(PATCH[axis] - sides[axis] + 1));
+                fill(&mut expected, PATCH, start, sides, draw_class(4, &mut rng));
+                covered += sides.iter().product::<usize>();
+                (0..3).for_each(|axis| seen[axis].push(sides[axis]));
+            }
+            assert!(label == expected, "seed {seed}");
+            overlaps += usize::from(covered > label.iter().filter(|class| **class > 0).count());
+        }
+        assert_eq!(overlaps, 400, "some boxes of every sample lie over others");
+        assert_even(&counts, [10, 40]);
+        for (sides, ends) in seen.iter().zip([[8, 40], [8, 80], [8, 80]]) {
+            assert_even(sides, ends);
+        }
+    }
+
+    #[test]
+    fn boxes_reach_every_class() {
         let mut histogram = [0f64; 5];
         for seed in 0..100 {
             let label = boxes(PATCH, 4, &mut Rng::new(seed));

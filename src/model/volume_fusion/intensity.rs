@@ -102,6 +102,18 @@ fn percentile(values: &mut [f32], percent: f64) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::volume_fusion::tests::assert_uniform;
+
+    #[test]
+    fn percentiles_and_exponents_are_uniform_in_the_published_ranges() {
+        let drawn = |n: u64| Rng::new(8).stream(n);
+        let percents: Vec<_> = (0..2000).map(|n| draw_percents(&mut drawn(n))).collect();
+        assert_uniform(percents.iter().map(|p| p[0]).collect(), [0.1, 2.0]);
+        assert_uniform(percents.iter().map(|p| p[1]).collect(), [98.0, 99.9]);
+        let exponents = (0..2000).map(|n| f64::from(draw_gamma(&mut drawn(n))));
+        // As float32 the ends are not met exactly.
+        assert_uniform(exponents.collect(), [0.7 - 1e-7, 1.5 + 1e-7]);
+    }
 
     #[test]
     fn percentiles_are_those_of_numpy() {

@@ -81,6 +81,41 @@ proptest! {
     }
 }
 
+/// Kolmogorov and Smirnov: the share of values below any point is that of the uniform distribution, within what one in a
+/// thousand samples exceeds.
+#[track_caller]
+pub(super) fn assert_uniform(mut values: Vec<f64>, [low, high]: [f64; 2]) {
+    values.sort_by(f64::total_cmp);
+    let count = values.len() as f64;
+    for (n, value) in values.iter().enumerate() {
+        assert!((low..=high).contains(value), "{value}");
+        let (expected, found) = ((value - low) / (high - low), (n as f64 + 0.5) / count);
+        let bound = 1.95 / count.sqrt();
+        assert!(
+            (expected - found).abs() < bound,
+            "{found} of them are below {value}"
+        );
+    }
+}
+
+/// Whole numbers from `low` to `high` come as often, within five standard deviations of a count.
+#[track_caller]
+pub(super) fn assert_even(values: &[usize], [low, high]: [usize; 2]) {
+    let mut counts = vec![0usize; high - low + 1];
+    for value in values {
+        counts[value - low] += 1;
+    }
+    let expected = values.len() as f64 / counts.len() as f64;
+    for (n, count) in counts.iter().enumerate() {
+        let away = (*count as f64 - expected).abs();
+        assert!(
+            away < 5.0 * expected.sqrt(),
+            "{}: {count} times, expected {expected}",
+            low + n
+        );
+    }
+}
+
 #[test]
 fn samples_depend_on_seed_and_index_alone() {
     let scan = noise([20, 30, 30], 1);

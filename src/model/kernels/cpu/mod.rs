@@ -27,4 +27,6 @@ pub mod tokens;
 pub mod upsample;
 pub mod window_attention;
 
+#[cfg(test)]
+pub(crate) use simd::chosen;
 pub use simd::{Isa, zeroed};

@@ -24,6 +24,10 @@ pub(super) enum Level {
 impl Isa {
     /// The fastest instruction set of this machine.
     pub fn best() -> Self {
+        #[cfg(test)]
+        if let Some(isa) = chosen::isa() {
+            return isa;
+        }
         #[cfg(target_arch = "x86_64")]
         {
             if has_avx512() {
@@ -58,6 +62,47 @@ impl Isa {
             }
         }
         all
+    }
+}
+
+/// What a test's process is to compute with: threads of the pool ask too, so it is a choice of the whole process.
+#[cfg(test)]
+pub(crate) mod chosen {
+    use std::sync::OnceLock;
+
+    use super::Isa;
+
+    /// An instruction set as [`std::fmt::Debug`] writes it, and "plain" for convolutions without saving of products.
+    pub const VARIABLE: &str = "FEWLABEL_TEST_KERNELS";
+
+    fn words() -> &'static [String] {
+        static WORDS: OnceLock<Vec<String>> = OnceLock::new();
+        WORDS.get_or_init(|| {
+            let text = std::env::var(VARIABLE).unwrap_or_default();
+            text.split_whitespace().map(str::to_owned).collect()
+        })
+    }
+
+    pub fn isa() -> Option<Isa> {
+        let named = |isa: &Isa| words().contains(&format!("{:?}", isa.0));
+        // Most often there is no choice, and no need to look at what the machine has.
+        (!words().is_empty()).then(|| Isa::available().into_iter().find(named))?
+    }
+
+    pub fn plain() -> bool {
+        words().iter().any(|word| word == "plain")
+    }
+
+    /// Every choice, and whether it is the one that is taken without a choice.
+    pub fn all() -> Vec<(String, bool)> {
+        let of = |isa: Isa| {
+            let name = format!("{:?}", isa.0);
+            [
+                (name.clone(), isa == Isa::best()),
+                (format!("{name} plain"), false),
+            ]
+        };
+        Isa::available().into_iter().flat_map(of).collect()
     }
 }
 

@@ -13,20 +13,25 @@
 //! | `norm`, `rows`, `blocks`, `loss`, `reduce` | what is bound by memory |
 //! | `inference` | layers with their weights packed |
 //! | `patches` | patches of training |
+//! | `dropout`, `adam` | masks of dropout, the optimiser's step |
+//! | `random` | the numbers of the host's streams |
 //! | `windows` | windows of a whole scan: cut, blended, labelled |
 
 // A kernel's parameters are its buffers and sizes; the launchers that CubeCL generates repeat them.
 #![allow(clippy::too_many_arguments)]
 
+mod adam;
 mod attention;
 mod blocks;
 mod conv3d;
+mod dropout;
 mod inference;
 mod layout;
 mod loss;
 mod norm;
 mod operations;
 mod patches;
+mod random;
 mod reduce;
 mod rows;
 mod tiles;

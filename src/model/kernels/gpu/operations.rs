@@ -8,12 +8,15 @@ use burn_cubecl::{
 };
 
 use super::conv3d::{self, Activation};
-use super::{attention, blocks, inference, loss, norm, patches, reduce, rows, windows};
-use crate::model::kernels::{
-    AttentionLayer, AttentionLayout, ConvLayer, DeviceMemory, Kernels, NormConvGrads,
-    NormPreluGrads, PatchMaker, ReadyAttention, ReadyConv, RowIndex, VoxelLabels, WindowBlend,
-    WindowJob,
+use super::{
+    adam, attention, blocks, dropout, inference, loss, norm, patches, reduce, rows, windows,
 };
+use crate::model::kernels::{
+    AdamStep, AttentionLayer, AttentionLayout, ConvLayer, DeviceMemory, Keep, Kernels,
+    NormConvGrads, NormPreluGrads, PatchMaker, ReadyAttention, ReadyConv, RowIndex, VoxelLabels,
+    WindowBlend, WindowJob,
+};
+use crate::rng::Rng;
 
 impl<R: CubeRuntime, F: FloatElement, I: IntElement, BT: BoolElement> Kernels
     for CubeBackend<R, F, I, BT>
@@ -210,6 +213,14 @@ impl<R: CubeRuntime, F: FloatElement, I: IntElement, BT: BoolElement> Kernels
         labels: &VoxelLabels,
     ) -> Option<(CubeTensor<R>, CubeTensor<R>)> {
         loss::dice_cross_entropy(logits, labels)
+    }
+
+    fn keep_mask(rng: &Rng, shape: Shape, keep: Keep, device: &R::Device) -> CubeTensor<R> {
+        dropout::keep_mask(rng, shape, keep, &anything(device))
+    }
+
+    fn adam_step(tensors: [CubeTensor<R>; 4], step: AdamStep) -> [CubeTensor<R>; 3] {
+        adam::step(tensors, step)
     }
 
     fn window_blend(job: WindowJob<Self>) -> Option<Box<dyn WindowBlend<Self>>> {

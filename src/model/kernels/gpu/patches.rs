@@ -13,8 +13,8 @@ use cubecl::prelude::*;
 pub use fusion::fuse;
 
 use super::layout::{empty, over, upload, upload_floats};
+use super::random::{draw, key_and_counter, stream};
 use crate::model::kernels::{PatchJob, ValueChanges};
-use crate::rng::GOLDEN;
 
 /// Voxels of a unit: the labels of one word.
 const VOXELS: usize = 4;
@@ -162,20 +162,7 @@ fn cut_kernel(
     }
 }
 
-#[cube]
-fn mix(bits: u64) -> u64 {
-    let z = (bits ^ (bits >> 30u64)) * 0xbf58476d1ce4e5b9u64;
-    let z = (z ^ (z >> 27u64)) * 0x94d049bb133111ebu64;
-    z ^ (z >> 31u64)
-}
-
-/// Number `counter` of the stream `key`, as `Rng::at` gives it, in `[0, 1)` times 2^53.
-#[cube]
-fn draw(key: u64, counter: u64) -> u64 {
-    mix(mix(key + counter * GOLDEN) ^ key) >> 11u64
-}
-
-/// Noise, exchanged sides, and labels four to a word. `stream`: key and counter, lower words first.
+/// Noise, exchanged sides, and labels four to a word.
 #[cube(launch)]
 fn finish_kernel(
     values: &Tensor<f32>,
@@ -207,13 +194,12 @@ fn finish_kernel(
                     label = table[label as usize];
                 }
                 if noisy {
-                    let key = u64::cast_from(stream[0]) | (u64::cast_from(stream[1]) << 32u64);
-                    let first = u64::cast_from(stream[2]) | (u64::cast_from(stream[3]) << 32u64);
+                    let (key, first) = key_and_counter(stream);
                     let counter = first + u64::cast_from(from) * 2u64;
                     let whole = 9007199254740992.0f32;
                     let one = 0x20000000000000u64;
-                    let a = f32::cast_from(one - draw(key, counter)) / whole;
-                    let b = f32::cast_from(draw(key, counter + 1u64)) / whole;
+                    let a = f32::cast_from(one - (draw(key, counter) >> 11u64)) / whole;
+                    let b = f32::cast_from(draw(key, counter + 1u64) >> 11u64) / whole;
                     let normal = (a.ln() * -2.0f32).sqrt() * (b * 6.2831855f32).cos();
                     value += normal * sigma;
                 }
@@ -253,13 +239,9 @@ pub fn make<R: CubeRuntime>(job: &PatchJob, like: &CubeTensor<R>) -> (CubeTensor
 
     let out = empty(like, [depth, height, width], DType::F32);
     let words = empty(like, [voxels.div_ceil(VOXELS)], DType::U32);
-    let (sigma, stream) = match &job.changes.noise {
-        Some((sigma, rng)) => {
-            let [key, counter] = rng.state();
-            let parts = [key, key >> 32, counter, counter >> 32];
-            (*sigma as f32, parts.map(|part| part as u32).to_vec())
-        }
-        None => (0.0, vec![0; 4]),
+    let (sigma, words_of_stream) = match &job.changes.noise {
+        Some((sigma, rng)) => (*sigma as f32, stream(rng)),
+        None => (0.0, [0; 4]),
     };
     let mut table: Vec<u32> = vec![0; TABLE];
     for (from, to) in job.mirror.iter().flatten().enumerate() {
@@ -273,7 +255,7 @@ pub fn make<R: CubeRuntime>(job: &PatchJob, like: &CubeTensor<R>) -> (CubeTensor
         values.into_tensor_arg(),
         classes.into_tensor_arg(),
         upload(like, &table).into_tensor_arg(),
-        upload(like, &stream).into_tensor_arg(),
+        upload(like, &words_of_stream).into_tensor_arg(),
         out.clone().into_tensor_arg(),
         words.clone().into_tensor_arg(),
         voxels,

@@ -7,7 +7,7 @@ use burn::tensor::{DType, Tensor, TensorData, ops::FloatTensor};
 use burn_flex::Flex;
 
 use crate::model::kernels::{
-    AttentionLayout, Kernels, NO_ROW, RowIndex, VoxelLabels, plain, raw, wrap,
+    AdamStep, AttentionLayout, Keep, Kernels, NO_ROW, RowIndex, VoxelLabels, plain, raw, wrap,
 };
 use crate::model::weights::to_f32;
 use crate::rng::Rng;
@@ -405,6 +405,50 @@ fn gpu_loss() {
     };
     let logits = gpu::<5>(&random(1, [1, 2, 2, 2, 2]));
     assert!(Vulkan::dice_cross_entropy(logits, &labels).is_none());
+}
+
+#[test]
+fn gpu_dropout_masks_are_those_of_the_host() {
+    if !gpu_found() {
+        return;
+    }
+    let rng = Rng::new(u64::MAX - 3).stream(11);
+    for (shape, keep) in [([1, 2, 3], 0.5), ([3, 41, 40], 0.8), ([1, 1, 4], 1.0)] {
+        let keep = Keep::with_probability(keep);
+        let mask =
+            |values: Vec<f32>| -> Vec<u32> { values.into_iter().map(f32::to_bits).collect() };
+        let ours = Vulkan::keep_mask(&rng, shape.into(), keep, &Default::default());
+        let want = Flex::keep_mask(&rng, shape.into(), keep, &Default::default());
+        assert_eq!(
+            mask(to_f32(wrap::<Vulkan, 3>(ours).into_data())),
+            mask(to_f32(wrap::<Flex, 3>(want).into_data()))
+        );
+    }
+}
+
+#[test]
+fn gpu_adam() {
+    if !gpu_found() {
+        return;
+    }
+    let shape = [3, 5, 7];
+    let second = raw(wrap::<Flex, 3>(random(4, shape)).abs());
+    let tensors = [random(1, shape), random(2, shape), random(3, shape), second];
+    for time in [1, 7] {
+        let step = AdamStep {
+            rate: 0.01,
+            weight_decay: 0.1,
+            beta_1: 0.9,
+            beta_2: 0.999,
+            epsilon: 1e-8,
+            time,
+        };
+        let ours = Vulkan::adam_step(tensors.each_ref().map(gpu::<3>), step);
+        let want = plain::adam_step::<Flex>(tensors.clone(), step);
+        for (ours, want) in ours.into_iter().zip(want) {
+            same::<3>(ours, want);
+        }
+    }
 }
 
 /// Values that every format holds exactly, with products and short sums that float32 does too.

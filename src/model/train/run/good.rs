@@ -1,11 +1,14 @@
 //! States that gave finite numbers, and the way back to them.
 
+use std::ops::ControlFlow;
+
 use burn::module::AutodiffModule;
 
 use super::Trainer;
 use crate::model::error::ModelError;
 use crate::model::kernels::Kernels;
 use crate::model::train::checkpoint;
+use crate::model::train::request::TrainEvent;
 use crate::model::weights::{State, export, import};
 
 /// A state to return to.
@@ -36,6 +39,23 @@ impl<B: Kernels> Trainer<'_, B> {
         (self.net, self.optimiser) =
             checkpoint::put_back(tensors, net, optimiser, self.mode(), &self.device)?;
         Ok(())
+    }
+
+    /// Puts the last good state back where the update that came last, which no step has proven, left numbers that are not
+    /// finite; says then whether to go on.
+    pub(super) fn leave_spoiled(
+        &mut self,
+        step: usize,
+        on: &mut dyn FnMut(TrainEvent) -> ControlFlow<()>,
+    ) -> Result<Option<ControlFlow<()>>, ModelError> {
+        let finite = |state: &State| {
+            let mut values = state.values().flat_map(|tensor| &tensor.values);
+            values.all(|value| value.is_finite())
+        };
+        if finite(&export(&self.current(), self.mode())) {
+            return Ok(None);
+        }
+        self.fail(step, "the weights are not finite", on).map(Some)
     }
 
     pub(super) fn put_average_back(&mut self, state: Option<&State>) {

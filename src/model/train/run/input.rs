@@ -57,13 +57,12 @@ impl<B: Kernels> Trainer<'_, B> {
                 return Vec::new();
             };
             let logits = net.forward_finest(self.with_clicks(input, cases, &[]), Mode::Eval);
-            let case = &cases[input.case];
             clicks::on_mistakes(
                 &best(&to_f32(logits.into_data()), input.labels.len()),
                 &input.labels,
-                &case.annotated,
+                &input.annotated,
                 self.request.model.patch,
-                case.spacing_mm,
+                cases[input.case].spacing_mm,
                 &mut of(n).named("places"),
             )
         });

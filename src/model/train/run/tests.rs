@@ -1,5 +1,7 @@
 use super::super::samples::Sample;
 use super::*;
+use crate::imaging::phantom::{PhantomOptions, torso};
+use crate::imaging::{LabelFormat, write_label, write_scan};
 use crate::model::clicks::ClickGuidance;
 use crate::model::manifest::{Lineage, ModelDescription, Preprocessing};
 use crate::model::pct_net::PctNetConfig;
@@ -42,6 +44,7 @@ fn patches(value: f32) -> Vec<Patch> {
     vec![Patch::Made(Sample {
         input: (0..voxels).map(|n| value * (n % 7) as f32 / 7.0).collect(),
         labels: (0..voxels).map(|n| u8::from(n % 5 == 0)).collect(),
+        annotated: vec![true; 2],
         case: 0,
     })]
 }
@@ -102,6 +105,71 @@ fn numbers_that_are_not_finite_lead_back_to_the_last_good_state() {
     }
     assert_eq!(heard, [(0, 0.5), (0, 0.25)]);
     assert_eq!(trainer.rate(0), 1e-3);
+}
+
+#[test]
+fn a_last_update_that_spoils_the_weights_is_left() {
+    let request = request(None);
+    let mut trainer =
+        Trainer::<Flex>::new(&request, None, Engine::Cpu, Default::default()).unwrap();
+    let cases = [StoredCase::named("p1", 2)];
+    let good = trainer.state(0);
+    let weights = good.tensors.clone();
+    trainer.good = Some(good);
+    let mut heard = Vec::new();
+    let mut on = |event: TrainEvent| {
+        if let TrainEvent::RolledBack { step, back_to, .. } = event {
+            heard.push((step, back_to));
+        }
+        ControlFlow::Continue(())
+    };
+    assert_eq!(trainer.leave_spoiled(9, &mut on).unwrap(), None);
+    match trainer.step(8, patches(1.0), &cases) {
+        Outcome::Gradients(_, grads) => {
+            let net = trainer.net.clone();
+            trainer.net = trainer.optimiser.step(f64::INFINITY, net, grads);
+        }
+        Outcome::Failed(reason) | Outcome::Device(reason) => panic!("{reason}"),
+    }
+    let flow = trainer.leave_spoiled(9, &mut on).unwrap();
+    assert_eq!(flow, Some(ControlFlow::Continue(())));
+    assert!(trainer.state(9).tensors == weights);
+    assert_eq!(heard, [(9, 0)]);
+}
+
+#[test]
+fn patience_ends_after_so_many_validations_without_a_better_one() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut request = request(None);
+    request.options.patience = 2;
+    let options = PhantomOptions {
+        shape: Some([12, 24, 24]),
+        ..PhantomOptions::small()
+    };
+    let made = torso(1, &options);
+    let [image, label] = ["image", "label"].map(|name| dir.path().join(format!("{name}.nii")));
+    write_scan(&image, &made.scan, LabelFormat::Nifti).unwrap();
+    write_label(&label, &made.label, &[], LabelFormat::Nifti).unwrap();
+    let cases = [TrainCase {
+        name: "p1".to_owned(),
+        image,
+        label,
+        annotated: vec![1],
+    }];
+    let mut trainer =
+        Trainer::<Flex>::new(&request, None, Engine::Cpu, Default::default()).unwrap();
+    let validate = |trainer: &mut Trainer<Flex>| {
+        let quiet = &mut |_: TrainEvent| ControlFlow::Continue(());
+        trainer.validate(1, &cases, quiet).unwrap()
+    };
+    assert_eq!(validate(&mut trainer), None, "the first is the best so far");
+    assert_eq!(validate(&mut trainer), None);
+    assert_eq!(validate(&mut trainer), Some(EndedEarly::Patience));
+    if let Some(best) = &mut trainer.kept.best {
+        best.mean = -1.0;
+    }
+    assert_eq!(validate(&mut trainer), None, "a better one counts anew");
+    assert_eq!(trainer.kept.worse, 0);
 }
 
 #[test]
@@ -168,7 +236,7 @@ fn begins_as_the_one_without() {
     let report = clicks.init.as_ref().unwrap();
     assert!(report.missing.is_empty() && report.reshaped.is_empty() && report.unused.is_empty());
     let cases = [StoredCase::named("p1", classes)];
-    let inputs = batch::inputs::<Flex>(patches(1.0), &cases, PATCH, &Default::default());
+    let inputs = batch::inputs::<Flex>(patches(1.0), PATCH, &Default::default());
     let logits = |trainer: &Trainer<Flex>, clicks: &[clicks::PatchClick]| {
         let input = trainer.with_clicks(&inputs[0], &cases, clicks);
         to_f32(

@@ -269,6 +269,7 @@ fn a_turned_patch_shows_the_same_structure_with_its_label() {
         let spatial = Augment::Full.spatial(sampler.size, case.spacing_mm, &rng);
         let drawn = Drawn {
             case: number,
+            annotated: case.annotated.clone(),
             region: case.region(spatial.bounds(centre)).unwrap(),
             spatial,
             centre,
@@ -340,4 +341,42 @@ fn gpu_patches_are_those_of_the_host() {
     }
     assert!(kinds.iter().all(|&count| count > 2), "{kinds:?}");
     assert!(others * 1000 <= voxels, "{others} labels of {voxels}");
+}
+
+#[test]
+fn a_mirrored_patch_is_annotated_as_the_other_side() {
+    let dir = tempfile::tempdir().unwrap();
+    let made = torso(
+        5,
+        &PhantomOptions {
+            shape: Some([14, 30, 33]),
+            ..PhantomOptions::small()
+        },
+    );
+    // One kidney (4) was drawn, the other (3) is there but nobody drew it.
+    let mut label = made.label;
+    label
+        .voxels
+        .iter_mut()
+        .filter(|v| **v == 3)
+        .for_each(|v| *v = 0);
+    let drawn = vec![1, 2, 4, 5, 6];
+    let cases = [case(dir.path(), "one", &made.scan, &label, drawn)];
+    let sampler = sampler(dir.path(), &cases, Augment::Light, [8, 16, 16]);
+    let mut kidneys = [0; 2];
+    for index in 0..60 {
+        let patch = Patch::Drawn(Box::new(sampler.draw(index).unwrap()));
+        let sample = sampler.sample(index).unwrap();
+        assert_eq!(patch.annotated(), sample.annotated, "made by a device");
+        let mirrored = sample.annotated[3];
+        let mut expected = vec![true; CLASSES];
+        expected[if mirrored { 4 } else { 3 }] = false;
+        assert_eq!(sample.annotated, expected);
+        // What was drawn counts on either side.
+        let known = |class: &u8| sample.annotated[usize::from(*class)];
+        assert!(sample.labels.iter().all(known));
+        let kidney = |class: &u8| (3..=4).contains(class);
+        kidneys[usize::from(mirrored)] += sample.labels.iter().filter(|c| kidney(c)).count();
+    }
+    assert!(kidneys.iter().all(|voxels| *voxels > 0), "{kidneys:?}");
 }

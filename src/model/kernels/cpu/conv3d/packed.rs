@@ -356,6 +356,10 @@ fn slots(channels: usize, pairs: bool) -> usize {
 
 /// Whether Winograd's method is worth its transforms.
 pub(super) fn pays(shape: Conv3dShape, from_voxels: usize) -> bool {
+    #[cfg(test)]
+    if crate::model::kernels::cpu::chosen::plain() {
+        return false;
+    }
     shape.batch * shape.voxels() >= from_voxels
         && shape.in_channels.min(shape.out_channels) >= WINOGRAD_CHANNELS
 }
