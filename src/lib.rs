@@ -50,8 +50,8 @@
 //! work; training looks for such jobs between two steps and does them in between
 //! ([`worker`]). The scan is read, turned to LPS order, brought to the model's spacing and HU window,
 //! cut into overlapping windows ([`model::Segmenter`]); windows of air alone are skipped, logits are
-//! blended, and the argmax returns to the exact grid of the file (on a GPU all of this between reading and labels happens
-//! there, `model/infer/on_device.rs`). The file goes back as the second
+//! blended, and the argmax returns to the exact grid of the file (on a GPU everything from the windows on happens there, and
+//! only labels come back, `model/infer/on_device.rs`). The file goes back as the second
 //! part of a multipart answer with `Content-Length`, which MONAI Label's client needs. A client that
 //! leaves takes its job along.
 //!

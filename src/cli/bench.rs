@@ -236,7 +236,7 @@ fn print_table(
     }
     if !rows.is_empty() {
         println!(
-            "| work | in | s [least-most] | it/s | TFLOP/s | GB/s | share of the roofline | memory MiB (device) |\n\
+            "| work | in | s [least-most] | it/s | TFLOP/s | GB/s | share of the roofline | peak memory MiB so far (device) |\n\
              |---|---|---|---|---|---|---|---|"
         );
     }

@@ -22,6 +22,9 @@ struct Index {
     training: Vec<Entry>,
 }
 
+/// What a MONAI Label server wrote down of a studies folder.
+const STUDIES_INDEX: &str = "datastore_v2.json";
+
 /// Labelled cases and what their values mean.
 #[derive(Debug)]
 pub struct Dataset {
@@ -45,10 +48,14 @@ impl Dataset {
             )));
         }
         let labels = LabelSchema::from_dataset_json(&json)?;
-        let annotated = annotated_labels(&json)?;
+        let mut annotated = annotated_labels(&json)?;
         let (images, masks) = match dir.join("labelsTr") {
             labels if labels.is_dir() => (dir.join("imagesTr"), labels),
-            _ => (dir.to_owned(), dir.join("labels/final")),
+            _ => {
+                let declared = declared(&dir.join(STUDIES_INDEX), &labels)?;
+                annotated = declared.into_iter().chain(annotated).collect();
+                (dir.to_owned(), dir.join("labels/final"))
+            }
         };
         let masks = files(&masks)?;
         let all: Vec<u16> = labels
@@ -94,6 +101,42 @@ pub(super) fn annotated_labels(dataset_json: &Path) -> anyhow::Result<HashMap<St
     Ok(known
         .filter_map(|entry| Some((name_of(&entry.label)?, entry.annotated_labels?)))
         .collect())
+}
+
+/// The label values that accepted labels of a studies folder declare, for those that do (`label_info`). Clients list the
+/// structures that they drew, and value k is the k-th of them unless it has an `idx`.
+///
+/// # Errors
+/// A label whose values mean something else than in `dataset.json`: its voxels would be learned as other structures.
+fn declared(index: &Path, labels: &LabelSchema) -> anyhow::Result<HashMap<String, Vec<u16>>> {
+    let Ok(text) = std::fs::read(index) else {
+        return Ok(HashMap::new());
+    };
+    let json: serde_json::Value =
+        serde_json::from_slice(&text).with_context(|| format!("{} is damaged", index.display()))?;
+    let mut found = HashMap::new();
+    for (id, object) in json["objects"].as_object().into_iter().flatten() {
+        let listed = &object["labels"]["final"]["info"]["label_info"];
+        let mut values = Vec::new();
+        for (n, entry) in listed.as_array().into_iter().flatten().enumerate() {
+            let name = entry["name"].as_str().unwrap_or_default();
+            let value = entry["idx"].as_u64().unwrap_or(n as u64 + 1);
+            let known = labels.value_of(name);
+            match known.filter(|known| u64::from(*known) == value) {
+                Some(value) => values.push(value),
+                None if value == 0 || name.eq_ignore_ascii_case("background") => {}
+                None => bail!(
+                    "the label of {id} says that its value {value} is {name:?}, and dataset.json does not. Nothing was trained. \
+                     Start a server on the folder (fewlabel serve --studies), which goes by names, and export its labels \
+                     with fewlabel export --format msd"
+                ),
+            }
+        }
+        if !values.is_empty() {
+            found.insert(id.clone(), values);
+        }
+    }
+    Ok(found)
 }
 
 fn name_of(path: &Path) -> Option<String> {
@@ -147,6 +190,24 @@ mod tests {
             assert_eq!(names, ["a", "b"]);
             assert_eq!(dataset.cases[0].annotated, [1, 2]);
             assert_eq!(dataset.cases[1].annotated, [2]);
+            if images == "." {
+                let index = |listed: &str| {
+                    let text = format!(
+                        r#"{{"objects": {{"a": {{"labels": {{"final": {{"info": {{"label_info": {listed}}}}}}}}}}}}}"#
+                    );
+                    std::fs::write(dir.path().join(STUDIES_INDEX), text).unwrap();
+                };
+                index(r#"[{"name": "liver"}]"#);
+                let dataset = Dataset::open(dir.path()).unwrap();
+                assert_eq!(dataset.cases[0].annotated, [1]);
+                assert_eq!(dataset.cases[1].annotated, [2]);
+                index(r#"[{"name": "background", "idx": 0}, {"name": "spleen", "idx": 1}]"#);
+                let error = Dataset::open(dir.path()).unwrap_err().to_string();
+                assert!(
+                    error.contains("label of a") && error.contains("spleen"),
+                    "{error}"
+                );
+            }
         }
     }
 }

@@ -48,7 +48,7 @@ pub enum ModelError {
     },
     /// The device failed while it computed.
     #[error(
-        "device {device} failed: {reason}. Close other programs that use it, take a smaller --batch or --patch, or --device cpu"
+        "device {device} failed: {reason}. Close other programs that use it, train with a smaller --batch or --patch, or take --device cpu"
     )]
     Compute {
         /// Its name.

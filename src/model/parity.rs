@@ -12,7 +12,7 @@ use burn::tensor::{Tensor, TensorData};
 use burn_flex::Flex;
 
 use super::convert::largest_difference;
-use super::kernels::cpu::chosen;
+use super::kernels::cpu::{Isa, chosen};
 use super::loss::{Target, deep_supervised, dice_and_cross_entropy};
 use super::pct_net::{DropoutStream, Mode, PctNet, PctNetConfig, Plan};
 use super::precision::Precision;
@@ -156,9 +156,14 @@ fn loss_gradients_and_one_step() {
             ours / norm,
             theirs / norm
         );
-        assert!(to_reference <= 1e-3 * total, "{name}: {to_reference}");
+        // Where products and sums are rounded one after the other, it is two to three times as much.
+        let rounding = if Isa::best().fuses() { 1.0 } else { 3.0 };
         assert!(
-            to_reference <= 5e-3 * norm,
+            to_reference <= rounding * 1e-3 * total,
+            "{name}: {to_reference} of {total}"
+        );
+        assert!(
+            to_reference <= rounding * 5e-3 * norm,
             "{name}: {to_reference} of {norm}"
         );
     }

@@ -57,8 +57,8 @@ mod tests {
             "CUDA_ERROR_OUT_OF_MEMORY",
             "memory allocation of 8589934592 bytes failed",
             "Out of memory: can't allocate buffer",
-            "cuda:0 cannot compute this: its memory is full (BufferTooBig)",
-            "cuda:0 cannot compute this: it has too little memory: this scan needs some 900 MB, 800 are free",
+            "device cuda:0 failed: its memory is full (BufferTooBig)",
+            "device cuda:0 failed: it has too little memory: this scan needs some 900 MB, 800 are free",
         ] {
             assert!(is_out_of_memory(text), "{text}");
         }

@@ -56,7 +56,7 @@ fn everything_is_measured_and_reported() {
     let printed = String::from_utf8_lossy(&output.stdout);
     for part in [
         "pct-net-s on cpu",
-        "| work | in | s [least-most] | it/s | TFLOP/s | GB/s | share of the roofline | memory MiB (device) |",
+        "| work | in | s [least-most] | it/s | TFLOP/s | GB/s | share of the roofline | peak memory MiB so far (device) |",
         "| whole scan [20, 60, 60], ",
         "| - network | | ",
     ] {

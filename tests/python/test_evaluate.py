@@ -12,7 +12,7 @@ import pytest
 import SimpleITK
 from scipy import ndimage
 from scipy.spatial.transform import Rotation
-from surface_distance import lookup_tables
+from surface_distance import lookup_tables, metrics
 
 from serving import PROGRAM
 
@@ -91,7 +91,6 @@ def test_scipy(case: dict) -> None:
 
 def test_surface_distance(case: dict) -> None:
     """The measures of the package that defined them."""
-    metrics = pytest.importorskip("surface_distance.metrics")
     for (reference, prediction), found in zip(case["masks"], case["found"], strict=True):
         distances = metrics.compute_surface_distances(reference, prediction, tuple(case["spacing"]))
         assert found["nsd"] == pytest.approx(metrics.compute_surface_dice_at_tolerance(distances, TOLERANCE_MM), **CLOSE)

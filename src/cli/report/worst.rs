@@ -36,7 +36,7 @@ pub fn pictures(
         let name = &labels.cases[case];
         let Some(path) = scans.get(name) else {
             if !scans.is_empty() {
-                eprintln!("{name}: there is no scan of this name, so no picture");
+                eprintln!("{name}: no scan of this name, so no picture");
             }
             continue;
         };

@@ -107,6 +107,12 @@ pub(crate) mod chosen {
 }
 
 impl Isa {
+    /// Whether a product and its sum are rounded once.
+    #[cfg(test)]
+    pub fn fuses(self) -> bool {
+        self.0 != Level::Portable
+    }
+
     /// Whether it has products of pairs of bfloat16, summed in float32.
     pub fn has_bf16(self) -> bool {
         match self.0 {
