@@ -371,7 +371,7 @@ fn training_leaves_its_curve_and_a_report() {
     assert!(html.contains("Validation Dice") && html.contains("4 steps, 2 validations"));
     // The case that was held out, measured and shown.
     assert!(html.contains("Agreement per structure"));
-    assert_eq!(html.matches("data:image/png;base64,").count(), 1);
+    assert!(html.contains("data:image/png;base64,"));
     assert!(!dir.path().join("model.run").exists());
     assert!(dir.path().join("run.png").is_file());
 }
