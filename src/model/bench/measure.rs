@@ -112,8 +112,6 @@ impl Bench {
         self.config.check_patch(self.patch)?;
         let engine = Engine::open(self.device)?;
         engine.guarded(|| {
-            // Before the runs, with all its memory given back: the peak of memory shall be theirs.
-            let layers = self.layers()?;
             let mut measured = on_engine!(engine, |B, device| {
                 let measured = match work {
                     Work::Forward => self.forward::<B>(engine, &device)?,
@@ -126,12 +124,20 @@ impl Bench {
                     ..measured
                 }
             });
+            if measured.layers.is_empty() {
+                // What ran had no plan at hand. This one comes after it, in memory that was given back.
+                give_back();
+                measured.layers = self.layers()?;
+            }
             // Plans count float32; other activations and weights are half as long.
             let width = match measured.precision {
                 Precision::F32 => 1.0,
                 Precision::Bf16 | Precision::F16 => 0.5,
             };
-            measured.layers = layers.iter().map(|(o, b)| (*o, b * width)).collect();
+            measured
+                .layers
+                .iter_mut()
+                .for_each(|(_, bytes)| *bytes *= width);
             let times = measured.times;
             let sum = |part: fn(&(f64, f64)) -> f64| -> f64 {
                 times * measured.layers.iter().map(part).sum::<f64>()
@@ -145,10 +151,7 @@ impl Bench {
     fn layers(&self) -> Result<Vec<(f64, f64)>, ModelError> {
         let net = PctNet::<burn_flex::Flex>::new(&self.config, 1, &Default::default())?;
         let plan = Plan::new(&net, self.config.in_chns, self.patch, Precision::F32);
-        let steps = plan.steps();
-        drop((net, plan));
-        give_back();
-        Ok(steps.iter().map(|s| (s.operations, s.bytes)).collect())
+        Ok(bounds(&plan))
     }
 
     fn input<B: Backend>(&self, device: &B::Device) -> Tensor<B, 5> {
@@ -177,7 +180,10 @@ impl Bench {
                     }
                     Ok(())
                 })?;
-                Ok(of(precision, runs))
+                Ok(Measured {
+                    layers: bounds(&plan),
+                    ..of(precision, runs)
+                })
             }
             #[cfg(any(feature = "cuda", feature = "vulkan"))]
             _ => {
@@ -320,6 +326,12 @@ impl Measured {
             device_bytes: None,
         }
     }
+}
+
+/// Operations and bytes of each of a plan's steps.
+fn bounds(plan: &Plan) -> Vec<(f64, f64)> {
+    let steps = plan.steps();
+    steps.iter().map(|s| (s.operations, s.bytes)).collect()
 }
 
 /// One patch through a network with random weights, from nothing: what a first answer takes besides reading files.
