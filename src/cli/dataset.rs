@@ -103,8 +103,8 @@ pub(super) fn annotated_labels(dataset_json: &Path) -> anyhow::Result<HashMap<St
         .collect())
 }
 
-/// The label values that accepted labels of a studies folder declare, for those that do (`label_info`). Clients list the
-/// structures that they drew, and value k is the k-th of them unless it has an `idx`.
+/// The label values that accepted labels of a studies folder declare, for those that do (`label_info`). 3D Slicer lists the
+/// structures that it wrote, and value k is the k-th of them.
 ///
 /// # Errors
 /// A label whose values mean something else than in `dataset.json`: its voxels would be learned as other structures.
@@ -117,20 +117,19 @@ fn declared(index: &Path, labels: &LabelSchema) -> anyhow::Result<HashMap<String
     let mut found = HashMap::new();
     for (id, object) in json["objects"].as_object().into_iter().flatten() {
         let listed = &object["labels"]["final"]["info"]["label_info"];
+        let names = listed.as_array().into_iter().flatten();
+        let names = names.filter_map(|entry| entry["name"].as_str());
+        let structures = names.filter(|name| !name.to_lowercase().starts_with("background"));
         let mut values = Vec::new();
-        for (n, entry) in listed.as_array().into_iter().flatten().enumerate() {
-            let name = entry["name"].as_str().unwrap_or_default();
-            let value = entry["idx"].as_u64().unwrap_or(n as u64 + 1);
-            let known = labels.value_of(name);
-            match known.filter(|known| u64::from(*known) == value) {
-                Some(value) => values.push(value),
-                None if value == 0 || name.eq_ignore_ascii_case("background") => {}
-                None => bail!(
+        for (value, name) in (1..).zip(structures) {
+            if labels.value_of(name) != Some(value) {
+                bail!(
                     "the label of {id} says that its value {value} is {name:?}, and dataset.json does not. Nothing was trained. \
                      Start a server on the folder (fewlabel serve --studies), which goes by names, and export its labels \
                      with fewlabel export --format msd"
-                ),
+                );
             }
+            values.push(value);
         }
         if !values.is_empty() {
             found.insert(id.clone(), values);
