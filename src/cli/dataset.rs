@@ -8,6 +8,8 @@ use serde::Deserialize;
 
 use super::Usage;
 use crate::model::{LabelSchema, TrainCase};
+use crate::project::mapping::listed_structures;
+use crate::project::monai::INDEX as STUDIES_INDEX;
 
 /// What `dataset.json` says of one case.
 #[derive(Deserialize)]
@@ -21,9 +23,6 @@ struct Index {
     #[serde(default)]
     training: Vec<Entry>,
 }
-
-/// What a MONAI Label server wrote down of a studies folder.
-const STUDIES_INDEX: &str = "datastore_v2.json";
 
 /// Labelled cases and what their values mean.
 #[derive(Debug)]
@@ -116,13 +115,13 @@ fn declared(index: &Path, labels: &LabelSchema) -> anyhow::Result<HashMap<String
         serde_json::from_slice(&text).with_context(|| format!("{} is damaged", index.display()))?;
     let mut found = HashMap::new();
     for (id, object) in json["objects"].as_object().into_iter().flatten() {
-        let listed = &object["labels"]["final"]["info"]["label_info"];
-        let names = listed.as_array().into_iter().flatten();
-        let names = names.filter_map(|entry| entry["name"].as_str());
-        let structures = names.filter(|name| !name.to_lowercase().starts_with("background"));
+        let Some(info) = object["labels"]["final"]["info"].as_object() else {
+            continue;
+        };
+        let listed = listed_structures(info).with_context(|| format!("the label of {id}"))?;
         let mut values = Vec::new();
-        for (value, name) in (1..).zip(structures) {
-            if labels.value_of(name) != Some(value) {
+        for (value, name) in (1..).zip(listed) {
+            if labels.value_of(&name) != Some(value) {
                 bail!(
                     "the label of {id} says that its value {value} is {name:?}, and dataset.json does not. Nothing was trained. \
                      Start a server on the folder (fewlabel serve --studies), which goes by names, and export its labels \

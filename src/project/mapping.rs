@@ -136,6 +136,15 @@ fn value_of(schema: &LabelSchema, name: &str) -> Result<u16, ProjectError> {
     })
 }
 
+/// The structures that `label_info` of a label lists, auxiliary ones left out; none when it lists nothing.
+///
+/// # Errors
+/// [`ProjectError::Invalid`] for something else than a list of objects with a name.
+pub fn listed_structures(info: &Map) -> Result<Vec<String>, ProjectError> {
+    let listed = listed(info)?.into_iter().flatten();
+    Ok(listed.map(|entry| entry.name).collect())
+}
+
 /// `params.label_info` without auxiliary entries; none when it is absent or empty.
 fn listed(params: &Map) -> Result<Option<Vec<Listed>>, ProjectError> {
     let entries = match params.get("label_info") {

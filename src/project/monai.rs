@@ -10,7 +10,7 @@ use super::ids::{IMAGE_SUFFIXES, ImageId, LABEL_SUFFIXES, Tag, split_suffix};
 use super::{Map, ProjectError};
 
 /// The index of the folder.
-pub(super) const INDEX: &str = "datastore_v2.json";
+pub const INDEX: &str = "datastore_v2.json";
 
 /// A folder and its index.
 pub(super) struct Folder {

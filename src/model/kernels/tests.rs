@@ -247,6 +247,18 @@ fn blocks() {
     }
 }
 
+/// A step with a penalty that shows.
+pub(super) fn adam(time: usize) -> AdamStep {
+    AdamStep {
+        rate: 0.01,
+        weight_decay: 0.1,
+        beta_1: 0.9,
+        beta_2: 0.999,
+        epsilon: 1e-8,
+        time,
+    }
+}
+
 #[test]
 fn one_step_of_adam() {
     for (time, len) in [(1, 5), (7, 70_001)] {
@@ -261,14 +273,7 @@ fn one_step_of_adam() {
                 raw(wrap::<Flex, 3>(second).reshape([len])),
             ]
         };
-        let step = AdamStep {
-            rate: 0.01,
-            weight_decay: 0.1,
-            beta_1: 0.9,
-            beta_2: 0.999,
-            epsilon: 1e-8,
-            time,
-        };
+        let step = adam(time);
         // One of them is shared, so it is copied; the others change in place.
         let (shared, want) = (tensors(), plain::adam_step::<Flex>(tensors(), step));
         let kept = shared[2].clone();

@@ -1,12 +1,9 @@
 //! The optimiser's step as one pass over a parameter: 28 bytes read and written for each of its numbers.
 
-use burn_cubecl::{
-    CubeRuntime, kernel::into_contiguous, ops::numeric::empty_device_contiguous_dtype,
-    tensor::CubeTensor,
-};
+use burn_cubecl::{CubeRuntime, kernel::into_contiguous, tensor::CubeTensor};
 use cubecl::prelude::*;
 
-use super::layout::over;
+use super::layout::{empty, over};
 use crate::model::kernels::AdamStep;
 
 #[cube(launch)]
@@ -41,12 +38,8 @@ fn adam_kernel(
 /// As [`Kernels::adam_step`](crate::model::kernels::Kernels::adam_step).
 pub fn step<R: CubeRuntime>(tensors: [CubeTensor<R>; 4], step: AdamStep) -> [CubeTensor<R>; 3] {
     let [parameter, grad, first, second] = tensors.map(into_contiguous);
-    let new = || {
-        let (client, device) = (parameter.client.clone(), parameter.device.clone());
-        let shape = parameter.meta.shape().clone();
-        empty_device_contiguous_dtype(client, device, shape, parameter.dtype)
-    };
-    let out = [new(), new(), new()];
+    let new = |_| empty(&parameter, parameter.meta.shape().clone(), parameter.dtype);
+    let out = [0, 1, 2].map(new);
     let len = parameter.meta.num_elements();
     let (count, dim) = over(&parameter, len);
     let (factor, epsilon) = step.corrections();

@@ -2,10 +2,10 @@
 //! drawn by the host and come over the bus.
 
 use burn::tensor::{DType, Shape};
-use burn_cubecl::{CubeRuntime, ops::numeric::empty_device_contiguous_dtype, tensor::CubeTensor};
+use burn_cubecl::{CubeRuntime, tensor::CubeTensor};
 use cubecl::prelude::*;
 
-use super::layout::{over, upload};
+use super::layout::{empty, over, upload};
 use super::random::{draw, key_and_counter, stream};
 use crate::model::kernels::Keep;
 use crate::rng::Rng;
@@ -38,8 +38,7 @@ pub fn keep_mask<R: CubeRuntime>(
     like: &CubeTensor<R>,
 ) -> CubeTensor<R> {
     let values = shape.num_elements();
-    let (client, device) = (like.client.clone(), like.device.clone());
-    let out = empty_device_contiguous_dtype(client, device, shape, DType::F32);
+    let out = empty(like, shape, DType::F32);
     let (count, dim) = over(like, values.div_ceil(VALUES));
     keep_kernel::launch(
         &like.client,

@@ -27,13 +27,13 @@ pub fn sides<R: CubeRuntime, const D: usize>(x: &CubeTensor<R>) -> [usize; D] {
 }
 
 /// An uninitialised contiguous tensor beside `like`.
-pub fn empty<R: CubeRuntime, const D: usize>(
+pub fn empty<R: CubeRuntime>(
     like: &CubeTensor<R>,
-    shape: [usize; D],
+    shape: impl Into<Shape>,
     dtype: DType,
 ) -> CubeTensor<R> {
     let (client, device) = (like.client.clone(), like.device.clone());
-    empty_device_contiguous_dtype(client, device, Shape::from(shape), dtype)
+    empty_device_contiguous_dtype(client, device, shape.into(), dtype)
 }
 
 /// The tensor contiguous and in float32: what parameters and statistics are.

@@ -337,21 +337,13 @@ fn passes() {
 
 /// What a training step has besides its pass.
 fn steps() {
-    use crate::model::kernels::{AdamStep, Keep, Kernels, raw};
+    use crate::model::kernels::{Keep, Kernels, raw, tests::adam};
     use burn::tensor::Tensor;
 
     let keep = Keep::with_probability(0.8);
     Paper::keep_mask(&crate::rng::Rng::new(1), [8].into(), keep, &PaperDevice);
     let tensors = [(); 4].map(|()| raw(Tensor::<Paper, 1>::zeros([8], &PaperDevice)));
-    let step = AdamStep {
-        rate: 0.1,
-        weight_decay: 0.1,
-        beta_1: 0.9,
-        beta_2: 0.9,
-        epsilon: 1e-8,
-        time: 1,
-    };
-    Paper::adam_step(tensors, step);
+    Paper::adam_step(tensors, adam(1));
 }
 
 /// Patches of training with everything that can be done to them.

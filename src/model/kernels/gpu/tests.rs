@@ -6,8 +6,9 @@ mod tiles;
 use burn::tensor::{DType, Tensor, TensorData, ops::FloatTensor};
 use burn_flex::Flex;
 
+use crate::model::kernels::tests::adam;
 use crate::model::kernels::{
-    AdamStep, AttentionLayout, Keep, Kernels, NO_ROW, RowIndex, VoxelLabels, plain, raw, wrap,
+    AttentionLayout, Keep, Kernels, NO_ROW, RowIndex, VoxelLabels, plain, raw, wrap,
 };
 use crate::model::weights::to_f32;
 use crate::rng::Rng;
@@ -435,14 +436,7 @@ fn gpu_adam() {
     let second = raw(wrap::<Flex, 3>(random(4, shape)).abs());
     let tensors = [random(1, shape), random(2, shape), random(3, shape), second];
     for time in [1, 7] {
-        let step = AdamStep {
-            rate: 0.01,
-            weight_decay: 0.1,
-            beta_1: 0.9,
-            beta_2: 0.999,
-            epsilon: 1e-8,
-            time,
-        };
+        let step = adam(time);
         let ours = Vulkan::adam_step(tensors.each_ref().map(gpu::<3>), step);
         let want = plain::adam_step::<Flex>(tensors.clone(), step);
         for (ours, want) in ours.into_iter().zip(want) {
