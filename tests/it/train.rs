@@ -304,7 +304,8 @@ fn peak_kib(data: &Path, out: &Path) -> u64 {
 #[test]
 fn memory_does_not_grow_with_the_number_of_cases() {
     let dir = tempfile::tempdir().unwrap();
-    // Nine further cases of these would be 80 MiB as prepared, three bytes a voxel.
+    // 33 further cases of these would be 280 MiB as prepared, three bytes a voxel; two runs of the same cases differ by up
+    // to 30 MiB, more on a busy machine, as freed pages go back to the system late.
     let options = PhantomOptions {
         shape: Some([96, 176, 176]),
         ..PhantomOptions::small()
@@ -322,14 +323,14 @@ fn memory_does_not_grow_with_the_number_of_cases() {
         .unwrap();
     }
     let few = peak_kib(&data, &dir.path().join("few"));
-    for number in 3..12 {
+    for number in 3..36 {
         std::fs::copy(image(&data, 0), image(&data, number)).unwrap();
         std::fs::copy(label(&data, 0), label(&data, number)).unwrap();
     }
     let many = peak_kib(&data, &dir.path().join("many"));
     assert!(
-        many < few + 40 * 1024,
-        "{few} KiB with 3 cases, {many} KiB with 12"
+        many < few + 140 * 1024,
+        "{few} KiB with 3 cases, {many} KiB with 36"
     );
 }
 
