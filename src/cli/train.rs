@@ -15,8 +15,8 @@ use super::{Usage, gpu, parse_spacing, parse_triple, parse_window, report};
 use crate::model::pretrain::run_folder;
 use crate::model::{
     Augment, CheckpointPlan, ClickGuidance, DeviceChoice, EndedEarly, Given, LabelSchema, Lineage,
-    Manifest, ModelDescription, PctNetConfig, PrecisionChoice, Segmenter, Spacing, Survey,
-    TrainCase, TrainEvent, TrainOptions, TrainRequest, measure_loading,
+    Manifest, ModelDescription, ONE_SIDED, PctNetConfig, PrecisionChoice, Segmenter, Spacing,
+    Survey, TrainCase, TrainEvent, TrainOptions, TrainRequest, measure_loading,
 };
 use crate::rng::Rng;
 
@@ -142,10 +142,7 @@ pub fn run(args: TrainArgs) -> anyhow::Result<()> {
     let names = model.labels.names().to_vec();
     say_plan(&model);
     if args.tta == "flips" && model.labels.mirrored().is_none() {
-        bail!(Usage(
-            "--tta flips exchanges left and right, but a structure of one side has no partner among the labels"
-                .to_owned()
-        ));
+        bail!(Usage(format!("--tta flips: {ONE_SIDED}")));
     }
     let options = args.options(model.trained && !args.from_scratch);
     eprintln!(
@@ -314,7 +311,7 @@ impl TrainArgs {
         if self.tta == "flips" {
             model = model.with_flips()?;
         }
-        report::Judged::of(&model, cases, folder).map(Some)
+        report::Judged::of_model(&model, cases, folder).map(Some)
     }
 
     fn check(&self) -> anyhow::Result<()> {

@@ -34,7 +34,7 @@ pub use manifest::{Lineage, Manifest, ModelDescription, Preprocessing, write_mod
 pub use pct_net::PctNetConfig;
 pub use plan::{ClassFrequency, DataSummary, Given, Spacing, Survey};
 pub use precision::{Precision, PrecisionChoice};
-pub use schema::{LabelSchema, MAX_LABELS, SchemaError};
+pub use schema::{LabelSchema, MAX_LABELS, ONE_SIDED, SchemaError};
 pub use train::{
     Augment, CaseNote, CheckpointPlan, EndedEarly, Schedule, TrainCase, TrainEvent, TrainOptions,
     TrainReport, TrainRequest, measure_loading, train,

@@ -16,6 +16,9 @@ pub struct LabelSchema {
 
 /// Most structures that a schema may have: label maps stay one byte a voxel.
 pub const MAX_LABELS: usize = 255;
+/// Why labels cannot be flipped of which [`LabelSchema::mirrored`] is `None`.
+pub const ONE_SIDED: &str =
+    "flips exchange left and right, but a structure of one side has no partner among the labels";
 /// Longest name, in characters.
 const MAX_NAME: usize = 64;
 

@@ -74,23 +74,26 @@ pub fn run(args: EvaluateArgs) -> anyhow::Result<()> {
         eprintln!("{warning}");
     }
     let summary = Summary::of(&evaluation, args.seed);
+    let scans = match &args.images {
+        Some(folder) => super::dataset::files(folder)?,
+        None => Default::default(),
+    };
+    let judged = report::Judged::new(files, evaluation, summary, &scans)?;
     if let Some(path) = &args.report {
-        let scans = match &args.images {
-            Some(folder) => super::dataset::files(folder)?,
-            None => Default::default(),
-        };
-        let pictures = report::worst_cases(&files, &scans, &evaluation, &summary)?;
-        let png = report::write_comparison(path, &files, &evaluation, &summary, &pictures)?;
+        let png = report::write_comparison(path, &judged)?;
         eprintln!("report: {} and {}", path.display(), png.display());
     }
+    let report::Judged {
+        files,
+        evaluation,
+        summary,
+        ..
+    } = &judged;
     if args.json {
-        let document = output::json(&files, &evaluation, &summary);
+        let document = output::json(files, evaluation, summary);
         println!("{}", serde_json::to_string_pretty(&document)?);
     } else {
-        print!(
-            "{}",
-            output::table(&evaluation, &summary, &files.predictions)
-        );
+        print!("{}", output::table(evaluation, summary, &files.predictions));
     }
     Ok(())
 }

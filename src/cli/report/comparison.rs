@@ -2,8 +2,8 @@
 
 use super::chart::{CHARACTER, Frame, SMALL, from_zero};
 use super::figure::{Anchor, Figure, Ink};
+use super::judged::Judged;
 use super::page::Page;
-use super::worst::Picture;
 use crate::cli::evaluate::{Evaluation, Files, Measure, PredictionSummary, Summary, cell, signed};
 use crate::imaging::metrics::Presence;
 
@@ -21,12 +21,8 @@ const PANELS: [Measure; 3] = [Measure::Dice, Measure::Nsd, Measure::Hd95];
 const EXPLANATION: &str = "Dice: overlap with the reference, 0 to 1 (1 is perfect). NSD: share of the surfaces that lie within the tolerance of each other, 0 to 1. HD95: 95 % of the surface lies within this distance of the other. ASSD: average distance between the surfaces. Volume: prediction minus reference. In brackets: 95 % interval of the mean, by resampling the cases. A structure that was missed counts as Dice and NSD 0 and has no distance, so distances are means over the cases where it was found.";
 
 /// The page and its figure.
-pub fn page(
-    files: &Files,
-    evaluation: &Evaluation,
-    summary: &Summary,
-    pictures: &[Picture],
-) -> (Page, Figure) {
+pub fn page(judged: &Judged) -> (Page, Figure) {
+    let files = &judged.files;
     let title = match files.predictions.len() {
         1 => "Evaluation against reference labels".to_owned(),
         _ => format!("Comparison: {}", files.predictions.join(", ")),
@@ -34,22 +30,22 @@ pub fn page(
     let below = format!(
         "{} cases, {} structures",
         files.cases.len(),
-        evaluation.values.len()
+        judged.evaluation.values.len()
     );
     let mut page = Page::new(&title, &below);
-    page.figures(&headline(files, summary));
-    let figure = agreement(&mut page, files, evaluation, summary, pictures);
+    page.figures(&headline(files, &judged.summary));
+    let figure = agreement(&mut page, judged);
     (page, figure)
 }
 
 /// Box plots, tables and worst cases of an evaluation, with its notes; answers with the figure.
-pub fn agreement(
-    page: &mut Page,
-    files: &Files,
-    evaluation: &Evaluation,
-    summary: &Summary,
-    pictures: &[Picture],
-) -> Figure {
+pub fn agreement(page: &mut Page, judged: &Judged) -> Figure {
+    let Judged {
+        files,
+        evaluation,
+        summary,
+        pictures,
+    } = judged;
     let names = names(evaluation);
     let figure = figure(&files.predictions, &names, summary);
     page.heading("Agreement per structure");

@@ -1,4 +1,4 @@
-//! What a model that was just trained says of the cases that it was chosen on.
+//! Label maps that were measured, with pictures of the worst: what pages of agreement show.
 
 use std::collections::HashMap;
 use std::ops::ControlFlow;
@@ -12,9 +12,9 @@ use crate::cli::progress::Progress;
 use crate::imaging::{Budget, LabelFormat, read_scan, write_label};
 use crate::model::{Segmenter, TrainCase};
 
-/// Agreement of a model with the labels of some cases.
+/// Agreement of predictions with reference label maps.
 pub struct Judged {
-    /// The label maps; those of the model are gone.
+    /// The label maps, by their names.
     pub files: Files,
     /// Every case, measured.
     pub evaluation: Evaluation,
@@ -25,11 +25,30 @@ pub struct Judged {
 }
 
 impl Judged {
-    /// Segments the scans of `cases`, with its label maps in `folder`, which must not exist and is removed at the end.
+    /// With pictures of the worst cases on their `scans`, which are known by the cases' names and may be none.
+    ///
+    /// # Errors
+    /// A scan that cannot be read or is on another grid than its labels.
+    pub fn new(
+        files: Files,
+        evaluation: Evaluation,
+        summary: Summary,
+        scans: &HashMap<String, PathBuf>,
+    ) -> anyhow::Result<Self> {
+        let pictures = pictures(&files, scans, &evaluation, &summary)?;
+        Ok(Self {
+            files,
+            evaluation,
+            summary,
+            pictures,
+        })
+    }
+
+    /// Segments the scans of `cases`, with the label maps in `folder`, which must not exist and is removed at the end.
     ///
     /// # Errors
     /// A scan that cannot be segmented, a label that cannot be compared, a folder that cannot be written.
-    pub fn of(model: &Segmenter, cases: &[TrainCase], folder: &Path) -> anyhow::Result<Self> {
+    pub fn of_model(model: &Segmenter, cases: &[TrainCase], folder: &Path) -> anyhow::Result<Self> {
         let result = Self::in_folder(model, cases, folder);
         // What is left of it only takes space.
         let _ = std::fs::remove_dir_all(folder);
@@ -59,13 +78,7 @@ impl Judged {
         let evaluation = Evaluation::of(&files, structures)?;
         let summary = Summary::of(&evaluation, 1);
         let image = |case: &TrainCase| (case.name.clone(), case.image.clone());
-        let scans: HashMap<String, PathBuf> = cases.iter().map(image).collect();
-        let pictures = pictures(&files, &scans, &evaluation, &summary)?;
-        Ok(Self {
-            files,
-            evaluation,
-            summary,
-            pictures,
-        })
+        let scans = cases.iter().map(image).collect();
+        Self::new(files, evaluation, summary, &scans)
     }
 }

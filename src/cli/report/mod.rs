@@ -16,7 +16,6 @@ use anyhow::{Context, bail};
 
 use super::Usage;
 use super::curve::Curve;
-use super::evaluate::{Evaluation, Files, Summary};
 use crate::imaging::whole_file;
 use crate::rounds::simulate::{self, RoundRecord, Settings};
 use figure::Figure;
@@ -24,7 +23,6 @@ use page::Page;
 
 pub use judged::Judged;
 pub use simulation::with_interval;
-pub use worst::{Picture, pictures as worst_cases};
 
 /// Writes the page of a training run; answers with the path of the PNG.
 ///
@@ -45,14 +43,8 @@ pub fn write_training(
 ///
 /// # Errors
 /// A path that is no HTML file or cannot be written.
-pub fn write_comparison(
-    path: &Path,
-    files: &Files,
-    evaluation: &Evaluation,
-    summary: &Summary,
-    pictures: &[Picture],
-) -> anyhow::Result<PathBuf> {
-    let (page, figure) = comparison::page(files, evaluation, summary, pictures);
+pub fn write_comparison(path: &Path, judged: &Judged) -> anyhow::Result<PathBuf> {
+    let (page, figure) = comparison::page(judged);
     write(path, page, &figure)
 }
 

@@ -69,13 +69,7 @@ pub fn page(
         page.text("The weights were chosen on these cases, so their Dice is a little too good; measure on cases that were kept apart with fewlabel evaluate.");
     }
     if let Some(judged) = judged {
-        comparison::agreement(
-            &mut page,
-            &judged.files,
-            &judged.evaluation,
-            &judged.summary,
-            &judged.pictures,
-        );
+        comparison::agreement(&mut page, judged);
     }
     troubles(&mut page, curve);
     (page, figure)

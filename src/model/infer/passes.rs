@@ -11,6 +11,7 @@ use crate::model::error::ModelError;
 use crate::model::kernels::Kernels;
 use crate::model::manifest::ModelDescription;
 use crate::model::pct_net::{DropoutStream, Mode, PctNet};
+use crate::model::schema::ONE_SIDED;
 use crate::model::weights::to_f32;
 use crate::rng::Rng;
 
@@ -50,9 +51,7 @@ impl Passes {
             Self::Dropout(_) if !drops => refuse(
                 "this network drops nothing out, so that all passes would be the same; use flips or single",
             ),
-            Self::Flips if !mirror => refuse(
-                "flips exchange left and right, but a structure of one side has no partner among the labels; use single",
-            ),
+            Self::Flips if !mirror => refuse(&format!("{ONE_SIDED}; use single")),
             given => Ok(given),
         }
     }

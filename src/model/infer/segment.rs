@@ -17,6 +17,7 @@ use crate::model::kernels::pages::give_back;
 use crate::model::manifest::{Manifest, ModelDescription};
 use crate::model::pct_net::PctNet;
 use crate::model::precision::PrecisionChoice;
+use crate::model::schema::ONE_SIDED;
 use crate::model::weights::import;
 use crate::rng::Rng;
 
@@ -132,8 +133,7 @@ impl Segmenter {
     pub fn with_flips(mut self) -> Result<Self, ModelError> {
         self.mirror = self.manifest.labels.mirrored();
         if self.mirror.is_none() {
-            let reason = "flips exchange left and right, but a structure of one side has no partner among the labels";
-            return Err(ModelError::Data(reason.to_owned()));
+            return Err(ModelError::Data(ONE_SIDED.to_owned()));
         }
         Ok(self)
     }
