@@ -1,5 +1,6 @@
 //! The command line, one file per subcommand.
 
+mod agreement;
 pub mod audit;
 pub mod backup;
 pub mod bench;

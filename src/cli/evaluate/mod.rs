@@ -1,21 +1,13 @@
 //! `fewlabel evaluate`: how predicted label maps agree with reference label maps.
 
 mod output;
-mod score;
-mod summary;
 
 use std::path::PathBuf;
 
 use clap::Args;
 
-pub(super) use output::{cell, signed};
-pub(super) use score::{Evaluation, Files, Structures, predicted};
-pub(super) use summary::{Measure, PredictionSummary, Summary};
-
+use super::agreement::{Evaluation, Files, Structures, Summary, TOLERANCE_MM};
 use super::report;
-
-/// Surfaces agree up to this distance where nothing else is said.
-pub(super) const TOLERANCE_MM: f64 = 2.0;
 
 /// Arguments of `fewlabel evaluate`.
 #[derive(Debug, Args)]

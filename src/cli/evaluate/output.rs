@@ -4,8 +4,9 @@ use std::fmt::Write;
 
 use serde_json::{Map, Value, json};
 
-use super::score::{Evaluation, Files};
-use super::summary::{COMPARED, Measure, PredictionSummary, Spread, Summary};
+use crate::cli::agreement::{
+    COMPARED, Evaluation, Files, Measure, PredictionSummary, Spread, StructureSummary, Summary,
+};
 use crate::cli::statistics::{LEVEL, RESAMPLES};
 use crate::imaging::metrics::{Agreement, Presence};
 
@@ -19,7 +20,7 @@ pub fn json(files: &Files, evaluation: &Evaluation, summary: &Summary) -> Value 
         .collect();
     let first = &summary.predictions[0];
     let dice = |case: usize| {
-        let of = |s: &super::summary::StructureSummary| json!(s.spread(Measure::Dice).values[case]);
+        let of = |s: &StructureSummary| json!(s.spread(Measure::Dice).values[case]);
         by_name(&names, first.structures.iter().map(of))
     };
     let cases = (0..files.cases.len()).map(dice);
@@ -159,8 +160,8 @@ pub fn table(evaluation: &Evaluation, summary: &Summary, predictions: &[String])
                 out,
                 "{name} minus {}, case by case: Dice {}, NSD {}",
                 predictions[0],
-                signed(dice),
-                signed(nsd)
+                dice.signed(),
+                nsd.signed()
             );
         }
     }
@@ -204,12 +205,12 @@ fn of_table(out: &mut String, evaluation: &Evaluation, found: &PredictionSummary
     for (name, structure) in names.iter().zip(&found.structures) {
         let cases = structure.spread(Measure::Dice).count().to_string();
         line(name, cases, &|measure| {
-            cell(measure, structure.spread(measure))
+            measure.cell(structure.spread(measure))
         });
     }
     let cases = found.overall(Measure::Dice).count().to_string();
     line("mean", cases, &|measure| {
-        cell(measure, found.overall(measure))
+        measure.cell(found.overall(measure))
     });
     for (name, structure) in names.iter().zip(&found.structures) {
         for (presence, text) in [
@@ -228,28 +229,5 @@ fn of_table(out: &mut String, evaluation: &Evaluation, found: &PredictionSummary
                 );
             }
         }
-    }
-}
-
-/// A mean with its interval.
-pub fn cell(measure: Measure, spread: &Spread) -> String {
-    match (spread.mean, spread.interval) {
-        (None, _) => "-".to_owned(),
-        (Some(mean), None) => measure.text(mean),
-        (Some(mean), Some([low, high])) => format!(
-            "{} [{}, {}]",
-            measure.text(mean),
-            measure.text(low),
-            measure.text(high)
-        ),
-    }
-}
-
-/// A difference with its interval.
-pub fn signed(spread: &Spread) -> String {
-    match (spread.mean, spread.interval) {
-        (None, _) => "-".to_owned(),
-        (Some(mean), None) => format!("{mean:+.3}"),
-        (Some(mean), Some([low, high])) => format!("{mean:+.3} [{low:+.3}, {high:+.3}]"),
     }
 }

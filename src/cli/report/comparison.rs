@@ -4,7 +4,7 @@ use super::chart::{CHARACTER, Frame, SMALL, from_zero};
 use super::figure::{Anchor, Figure, Ink};
 use super::judged::Judged;
 use super::page::Page;
-use crate::cli::evaluate::{Evaluation, Files, Measure, PredictionSummary, Summary, cell, signed};
+use crate::cli::agreement::{Evaluation, Files, Measure, PredictionSummary, Spread, Summary};
 use crate::imaging::metrics::Presence;
 
 /// Height of one box with its space.
@@ -131,7 +131,7 @@ fn means(
         .map(|((name, value), structure)| {
             let of = |measure| {
                 let spread = structure.spread(measure);
-                (cell(measure, spread), spread.count())
+                (measure.cell(spread), spread.count())
             };
             row(
                 name,
@@ -142,7 +142,7 @@ fn means(
         .collect();
     let of = |measure| {
         let spread = found.overall(measure);
-        (cell(measure, spread), spread.count())
+        (measure.cell(spread), spread.count())
     };
     rows.push(row("Mean", &of, String::new()));
     (head, rows)
@@ -187,7 +187,8 @@ fn differences(page: &mut Page, files: &Files, names: &[String], summary: &Summa
         .enumerate()
         .map(|(n, name)| {
             let others = summary.predictions[1..].iter();
-            let cells = others.flat_map(|found| found.differences[n].each_ref().map(signed));
+            let cells =
+                others.flat_map(|found| found.differences[n].each_ref().map(Spread::signed));
             std::iter::once(name.to_owned()).chain(cells).collect()
         })
         .collect();

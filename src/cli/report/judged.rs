@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use anyhow::Context;
 
 use super::worst::{Picture, pictures};
-use crate::cli::evaluate::{Evaluation, Files, Structures, Summary, TOLERANCE_MM, predicted};
+use crate::cli::agreement::{Evaluation, Files, Structures, Summary, TOLERANCE_MM, predicted};
 use crate::cli::progress::Progress;
 use crate::imaging::{Budget, LabelFormat, read_scan, write_label};
 use crate::model::{Segmenter, TrainCase};

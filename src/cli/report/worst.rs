@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use anyhow::Context;
 
-use crate::cli::evaluate::{Evaluation, Files, Measure, Summary};
+use crate::cli::agreement::{Evaluation, Files, Measure, Summary};
 use crate::imaging::render::{Row, Window, overlay_png_at};
 use crate::imaging::{Budget, Volume, read_scan};
 

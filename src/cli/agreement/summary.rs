@@ -56,6 +56,20 @@ impl Measure {
         }
     }
 
+    /// A mean with its interval.
+    pub fn cell(self, spread: &Spread) -> String {
+        match (spread.mean, spread.interval) {
+            (None, _) => "-".to_owned(),
+            (Some(mean), None) => self.text(mean),
+            (Some(mean), Some([low, high])) => format!(
+                "{} [{}, {}]",
+                self.text(mean),
+                self.text(low),
+                self.text(high)
+            ),
+        }
+    }
+
     /// A value as text in tables.
     pub fn text(self, value: f64) -> String {
         let text = match self {
@@ -105,6 +119,15 @@ impl Spread {
             mean: mean(values.iter().copied()),
             interval: interval_of_mean(&values, seed),
             values,
+        }
+    }
+
+    /// A difference with its interval, as text.
+    pub fn signed(&self) -> String {
+        match (self.mean, self.interval) {
+            (None, _) => "-".to_owned(),
+            (Some(mean), None) => format!("{mean:+.3}"),
+            (Some(mean), Some([low, high])) => format!("{mean:+.3} [{low:+.3}, {high:+.3}]"),
         }
     }
 
