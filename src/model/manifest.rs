@@ -7,7 +7,6 @@ use serde::{Deserialize, Serialize};
 use super::clicks::ClickGuidance;
 use super::error::ModelError;
 use super::pct_net::PctNetConfig;
-use super::plan::DataSummary;
 use super::schema::LabelSchema;
 use super::weights::{self, State};
 
@@ -135,6 +134,30 @@ pub struct Lineage {
     /// What was learned from, and why spacing, window and patch are what they are.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub data: Option<DataSummary>,
+}
+
+/// How often a structure is there.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ClassFrequency {
+    /// Name of the structure.
+    pub name: String,
+    /// Cases in which it was annotated.
+    pub annotated: usize,
+    /// Cases in which it is there.
+    pub cases: usize,
+    /// Voxels in all cases, as the files have them.
+    pub voxels: u64,
+}
+
+/// What was found in the data, and what follows from it; goes into the manifest.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct DataSummary {
+    /// Cases that can be used.
+    pub cases: usize,
+    /// Per structure, in order.
+    pub classes: Vec<ClassFrequency>,
+    /// Why spacing, window and patch are what they are, in words.
+    pub reasons: Vec<String>,
 }
 
 impl Lineage {

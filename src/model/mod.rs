@@ -30,9 +30,11 @@ pub use engine::cache::keep_kernels_in;
 pub use engine::{DeviceChoice, DeviceInfo, check_device, probe_device};
 pub use error::ModelError;
 pub use infer::{Explored, Explorer, OpenScan, Passes, ProbabilitySlice, Segmentation, Segmenter};
-pub use manifest::{Lineage, Manifest, ModelDescription, Preprocessing, write_model};
+pub use manifest::{
+    ClassFrequency, DataSummary, Lineage, Manifest, ModelDescription, Preprocessing, write_model,
+};
 pub use pct_net::PctNetConfig;
-pub use plan::{ClassFrequency, DataSummary, Given, Spacing, Survey};
+pub use plan::{Given, Spacing, Survey};
 pub use precision::{Precision, PrecisionChoice};
 pub use schema::{LabelSchema, MAX_LABELS, ONE_SIDED, SchemaError};
 pub use train::{

@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::imaging::{Geometry, orientation};
 
-use super::manifest::Preprocessing;
+use super::manifest::{ClassFrequency, DataSummary, Preprocessing};
 use super::pct_net::PctNetConfig;
 use super::schema::LabelSchema;
 use super::train::{TrainCase, load};
@@ -20,30 +20,6 @@ const CT_HU: [i32; 2] = [-1024, 3071];
 /// The median scan is brought to at most so many voxels along an axis, so that a small network's windows still see
 /// whole organs.
 const MAX_SIDE: f64 = 192.0;
-
-/// How often a structure is there.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct ClassFrequency {
-    /// Name of the structure.
-    pub name: String,
-    /// Cases in which it was annotated.
-    pub annotated: usize,
-    /// Cases in which it is there.
-    pub cases: usize,
-    /// Voxels in all cases, as the files have them.
-    pub voxels: u64,
-}
-
-/// What was found in the data, and what follows from it; goes into the manifest.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct DataSummary {
-    /// Cases that can be used.
-    pub cases: usize,
-    /// Per structure, in order.
-    pub classes: Vec<ClassFrequency>,
-    /// Why spacing, window and patch are what they are, in words.
-    pub reasons: Vec<String>,
-}
 
 /// Voxel spacing that scans are resampled to.
 #[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]

@@ -2,8 +2,6 @@
 
 use std::fmt::Write;
 
-use super::page::escape;
-
 /// What a shape is coloured as; the page and the picture know the colours.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Ink {
@@ -261,6 +259,22 @@ fn variable(ink: Ink) -> String {
         Ink::Grid => "var(--grid)".to_owned(),
         Ink::Series(n) => format!("var(--series-{})", n % SERIES.len()),
     }
+}
+
+/// Text as it may stand in elements and attributes.
+pub fn escape(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    for c in text.chars() {
+        match c {
+            '&' => out.push_str("&amp;"),
+            '<' => out.push_str("&lt;"),
+            '>' => out.push_str("&gt;"),
+            '"' => out.push_str("&quot;"),
+            '\'' => out.push_str("&#39;"),
+            c => out.push(c),
+        }
+    }
+    out
 }
 
 #[cfg(test)]

@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use super::figure::{SERIES, SERIES_DARK};
+use super::figure::{SERIES, SERIES_DARK, escape};
 
 const STYLE: &str = include_str!("style.css");
 
@@ -112,22 +112,6 @@ impl Page {
             env!("CARGO_PKG_VERSION"),
         )
     }
-}
-
-/// Text as it may stand in elements and attributes.
-pub fn escape(text: &str) -> String {
-    let mut out = String::with_capacity(text.len());
-    for c in text.chars() {
-        match c {
-            '&' => out.push_str("&amp;"),
-            '<' => out.push_str("&lt;"),
-            '>' => out.push_str("&gt;"),
-            '"' => out.push_str("&quot;"),
-            '\'' => out.push_str("&#39;"),
-            c => out.push(c),
-        }
-    }
-    out
 }
 
 /// RFC 4648, section 4.
