@@ -95,6 +95,14 @@ pub struct Curve {
 }
 
 impl Curve {
+    /// Reads the curve that a training left in its model directory.
+    ///
+    /// # Errors
+    /// As [`Self::read`].
+    pub fn of_model(model: &Path) -> anyhow::Result<Self> {
+        Self::read(&model.join(FILE))
+    }
+
     /// Reads the lines; an incomplete last line, as a killed run leaves it, is passed over.
     ///
     /// # Errors

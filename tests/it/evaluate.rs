@@ -206,6 +206,17 @@ fn a_report_is_one_page_and_one_picture() {
         let path = dir.path().join(format!("images/{case}.nii.gz"));
         write_scan(&path, &scan, LabelFormat::NiftiGz).unwrap();
     }
+    let curve = [
+        json!({"step": 1, "loss": 0.9, "learning_rate": 0.004, "elapsed_s": 0.5, "waiting": 0.0}),
+        json!({"step": 2, "loss": 0.5, "learning_rate": 0.002, "elapsed_s": 1.0, "waiting": 0.0}),
+        json!({"step": 2, "dice": {"liver": 0.7}, "mean": 0.7, "best": true}),
+    ];
+    std::fs::create_dir(dir.path().join("model")).unwrap();
+    std::fs::write(
+        dir.path().join("model/training.jsonl"),
+        curve.map(|line| line.to_string()).join("\n"),
+    )
+    .unwrap();
     let output = evaluate(
         dir.path(),
         &[
@@ -213,6 +224,8 @@ fn a_report_is_one_page_and_one_picture() {
             "dataset.json",
             "--compare",
             "<b>=better",
+            "--training",
+            "its run=model",
             "--report",
             "out.html",
             "--images",
@@ -230,6 +243,8 @@ fn a_report_is_one_page_and_one_picture() {
         "spleen: missed by the prediction in 1 of 3 cases",
         "&lt;b&gt;",
         "b: spleen, Dice 0.000",
+        "Courses of training",
+        "its run",
     ] {
         assert!(html.contains(part), "{part}");
     }
@@ -246,7 +261,7 @@ fn a_report_is_one_page_and_one_picture() {
         .unwrap()
         .map(|e| e.unwrap().path())
         .collect();
-    assert_eq!(left.len(), 7, "no temporary file is left: {left:?}");
+    assert_eq!(left.len(), 8, "no temporary file is left: {left:?}");
 }
 
 #[test]
@@ -259,6 +274,17 @@ fn wrong_use_is_told_and_writes_nothing() {
         (&["--tolerance-mm", "1,liver=2"], 2, "liver"),
         (&["--report", "out.txt"], 2, ".html"),
         (&["--images", "reference"], 2, "--report"),
+        (&["--training", "a=model"], 2, "--report"),
+        (
+            &["--training", "model", "--report", "out.html"],
+            2,
+            "NAME=MODEL_DIR",
+        ),
+        (
+            &["--training", "a=nowhere", "--report", "out.html"],
+            1,
+            "nowhere",
+        ),
         (
             &["--compare", "x=nowhere", "--report", "out.html"],
             1,

@@ -2,11 +2,13 @@
 
 mod output;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::Args;
 
+use super::Usage;
 use super::agreement::{Evaluation, Files, Structures, Summary, TOLERANCE_MM};
+use super::curve::Curve;
 use super::report;
 
 /// Arguments of `fewlabel evaluate`.
@@ -38,6 +40,9 @@ pub struct EvaluateArgs {
     /// Folder with the scans, for pictures of the worst cases in the report
     #[arg(long, value_name = "DIR", requires = "report")]
     images: Option<PathBuf>,
+    /// A model directory that `train` made: its loss and validation Dice go into the report; may be given for each model
+    #[arg(long, value_name = "NAME=MODEL_DIR", requires = "report")]
+    training: Vec<String>,
     /// Print one JSON document
     #[arg(long)]
     json: bool,
@@ -52,6 +57,7 @@ pub fn run(args: EvaluateArgs) -> anyhow::Result<()> {
     if let Some(path) = &args.report {
         report::check(path)?;
     }
+    let courses = courses(&args.training)?;
     let structures = Structures::new(args.labels.as_deref(), &args.tolerance_mm)?;
     let files = Files::open(&args.reference, &args.prediction, &args.compare)?;
     if !files.left_out.is_empty() {
@@ -72,7 +78,7 @@ pub fn run(args: EvaluateArgs) -> anyhow::Result<()> {
     };
     let judged = report::Judged::new(files, evaluation, summary, &scans)?;
     if let Some(path) = &args.report {
-        let png = report::write_comparison(path, &judged)?;
+        let png = report::write_comparison(path, &judged, &courses)?;
         eprintln!("report: {} and {}", path.display(), png.display());
     }
     let report::Judged {
@@ -88,4 +94,18 @@ pub fn run(args: EvaluateArgs) -> anyhow::Result<()> {
         print!("{}", output::table(evaluation, summary, &files.predictions));
     }
     Ok(())
+}
+
+/// The curves of models that are named `NAME=MODEL_DIR`.
+fn courses(named: &[String]) -> anyhow::Result<Vec<report::Course>> {
+    let course = |entry: &String| {
+        let (name, model) = entry
+            .split_once('=')
+            .ok_or_else(|| Usage(format!("--training {entry}: write it as NAME=MODEL_DIR")))?;
+        Ok(report::Course {
+            name: name.to_owned(),
+            curve: Curve::of_model(Path::new(model))?,
+        })
+    };
+    named.iter().map(course).collect()
 }

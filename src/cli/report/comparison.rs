@@ -1,6 +1,7 @@
 //! The page of an evaluation: box plots per structure, tables with intervals, worst cases.
 
 use super::chart::{CHARACTER, Frame, SMALL, from_zero};
+use super::courses::{self, Course};
 use super::figure::{Anchor, Figure, Ink};
 use super::judged::Judged;
 use super::page::Page;
@@ -21,7 +22,7 @@ const PANELS: [Measure; 3] = [Measure::Dice, Measure::Nsd, Measure::Hd95];
 const EXPLANATION: &str = "Dice: overlap with the reference, 0 to 1 (1 is perfect). NSD: share of the surfaces that lie within the tolerance of each other, 0 to 1. HD95: 95 % of the surface lies within this distance of the other. ASSD: average distance between the surfaces. Volume: prediction minus reference. In brackets: 95 % interval of the mean, by resampling the cases. A structure that was missed counts as Dice and NSD 0 and has no distance, so distances are means over the cases where it was found.";
 
 /// The page and its figure.
-pub fn page(judged: &Judged) -> (Page, Figure) {
+pub fn page(judged: &Judged, courses: &[Course]) -> (Page, Figure) {
     let files = &judged.files;
     let title = match files.predictions.len() {
         1 => "Evaluation against reference labels".to_owned(),
@@ -35,6 +36,12 @@ pub fn page(judged: &Judged) -> (Page, Figure) {
     let mut page = Page::new(&title, &below);
     page.figures(&headline(files, &judged.summary));
     let figure = agreement(&mut page, judged);
+    if !courses.is_empty() {
+        let drawn = courses::figure(courses);
+        page.heading("Courses of training");
+        page.svg(&drawn.to_svg("Loss and validation Dice of each run over steps"));
+        page.text("Loss: mean over a fiftieth of the run. Dice: mean over the structures and the run's own validation cases.");
+    }
     (page, figure)
 }
 

@@ -2,6 +2,7 @@
 
 mod chart;
 mod comparison;
+mod courses;
 mod figure;
 mod judged;
 mod page;
@@ -21,6 +22,7 @@ use crate::rounds::simulate::{self, RoundRecord, Settings};
 use figure::Figure;
 use page::Page;
 
+pub use courses::Course;
 pub use judged::Judged;
 pub use simulation::with_interval;
 
@@ -39,12 +41,17 @@ pub fn write_training(
     write(path, page, &figure)
 }
 
-/// Writes the page of an evaluation; answers with the path of the PNG.
+/// Writes the page of an evaluation, with the courses of the training runs behind it, if any; answers with the path of the
+/// PNG.
 ///
 /// # Errors
 /// A path that is no HTML file or cannot be written.
-pub fn write_comparison(path: &Path, judged: &Judged) -> anyhow::Result<PathBuf> {
-    let (page, figure) = comparison::page(judged);
+pub fn write_comparison(
+    path: &Path,
+    judged: &Judged,
+    courses: &[Course],
+) -> anyhow::Result<PathBuf> {
+    let (page, figure) = comparison::page(judged, courses);
     write(path, page, &figure)
 }
 

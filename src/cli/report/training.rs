@@ -116,7 +116,7 @@ fn best(curve: &Curve) -> Option<&Validation> {
 }
 
 /// The loss as a mean over a fiftieth of the run.
-fn smoothed(curve: &Curve) -> Vec<[f64; 2]> {
+pub fn smoothed(curve: &Curve) -> Vec<[f64; 2]> {
     let window = (curve.steps.len() / 50).max(1);
     curve
         .steps
@@ -129,7 +129,7 @@ fn smoothed(curve: &Curve) -> Vec<[f64; 2]> {
 }
 
 /// Every n-th point, so that no more than [`POINTS`] are left; the last stays.
-fn thinned(points: &[[f64; 2]]) -> Vec<[f64; 2]> {
+pub fn thinned(points: &[[f64; 2]]) -> Vec<[f64; 2]> {
     let every = points.len().div_ceil(POINTS).max(1);
     let kept = points.iter().rev().step_by(every).rev();
     kept.copied().collect()
@@ -183,7 +183,8 @@ fn figure(structures: &[String], curve: &Curve) -> Figure {
     figure
 }
 
-fn axes(figure: &mut Figure, frame: &Frame, title: &str) {
+/// A panel over steps, without its curves.
+pub fn axes(figure: &mut Figure, frame: &Frame, title: &str) {
     frame.title(figure, title);
     frame.x_axis(figure);
     frame.y_axis(figure);
