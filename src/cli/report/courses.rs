@@ -1,10 +1,11 @@
-//! The courses of several training runs, over one another.
+//! Curves over the steps of training, and the courses of several runs over one another.
 
 use super::chart::{Frame, SMALL, Style, from_zero};
 use super::figure::{Anchor, Figure, Ink};
-use super::training::{axes, smoothed, thinned};
 use crate::cli::curve::Curve;
 
+/// Most points of a curve.
+pub const POINTS: usize = 800;
 const TOP: f64 = 70.0;
 const HEIGHT: f64 = 230.0;
 /// Left ends of the panels.
@@ -65,4 +66,50 @@ pub fn figure(courses: &[Course]) -> Figure {
 fn means(curve: &Curve) -> Vec<[f64; 2]> {
     let validations = curve.validations.iter();
     validations.map(|v| [v.step as f64, v.mean]).collect()
+}
+
+/// The loss as a mean over a fiftieth of the run.
+pub fn smoothed(curve: &Curve) -> Vec<[f64; 2]> {
+    let window = (curve.steps.len() / 50).max(1);
+    curve
+        .steps
+        .windows(window)
+        .map(|steps| {
+            let sum: f64 = steps.iter().map(|step| f64::from(step.loss)).sum();
+            [steps[window - 1].step as f64, sum / window as f64]
+        })
+        .collect()
+}
+
+/// Every n-th point, so that no more than [`POINTS`] are left; the last stays.
+pub fn thinned(points: &[[f64; 2]]) -> Vec<[f64; 2]> {
+    let every = points.len().div_ceil(POINTS).max(1);
+    let kept = points.iter().rev().step_by(every).rev();
+    kept.copied().collect()
+}
+
+/// A panel over steps, without its curves.
+pub fn axes(figure: &mut Figure, frame: &Frame, title: &str) {
+    frame.title(figure, title);
+    frame.x_axis(figure);
+    frame.y_axis(figure);
+    let end = [
+        frame.from[0] + frame.size[0],
+        frame.from[1] + frame.size[1] + 32.0,
+    ];
+    figure.text(end, Anchor::End, SMALL, Ink::Faint, "step");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn thinning_keeps_the_last_point() {
+        let points: Vec<_> = (0..1001).map(|n| [f64::from(n), 0.0]).collect();
+        let thin = thinned(&points);
+        assert!(thin.len() <= POINTS && thin.last() == points.last());
+        assert!(thin.is_sorted_by(|a, b| a[0] < b[0]));
+        assert!(thinned(&[]).is_empty());
+    }
 }

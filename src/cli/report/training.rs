@@ -2,13 +2,12 @@
 
 use super::chart::{Frame, SMALL, Style, from_zero};
 use super::comparison;
+use super::courses::{axes, smoothed, thinned};
 use super::figure::{Anchor, Figure, Ink, SERIES};
 use super::judged::Judged;
 use super::page::Page;
 use crate::cli::curve::{Curve, Validation};
 
-/// Most points of a curve.
-const POINTS: usize = 800;
 /// Height of the first name of the legend, and from name to name.
 const LEGEND_TOP: f64 = 356.0;
 const LEGEND_LINE: f64 = 18.0;
@@ -115,26 +114,6 @@ fn best(curve: &Curve) -> Option<&Validation> {
     curve.validations.iter().rfind(|validation| validation.best)
 }
 
-/// The loss as a mean over a fiftieth of the run.
-pub fn smoothed(curve: &Curve) -> Vec<[f64; 2]> {
-    let window = (curve.steps.len() / 50).max(1);
-    curve
-        .steps
-        .windows(window)
-        .map(|steps| {
-            let sum: f64 = steps.iter().map(|step| f64::from(step.loss)).sum();
-            [steps[window - 1].step as f64, sum / window as f64]
-        })
-        .collect()
-}
-
-/// Every n-th point, so that no more than [`POINTS`] are left; the last stays.
-pub fn thinned(points: &[[f64; 2]]) -> Vec<[f64; 2]> {
-    let every = points.len().div_ceil(POINTS).max(1);
-    let kept = points.iter().rev().step_by(every).rev();
-    kept.copied().collect()
-}
-
 fn figure(structures: &[String], curve: &Curve) -> Figure {
     // The legend may be longer than the axes beside it.
     let legend = LEGEND_TOP + LEGEND_LINE * (structures.len() + 1) as f64;
@@ -181,18 +160,6 @@ fn figure(structures: &[String], curve: &Curve) -> Figure {
         validation(&mut figure, structures, curve, last);
     }
     figure
-}
-
-/// A panel over steps, without its curves.
-pub fn axes(figure: &mut Figure, frame: &Frame, title: &str) {
-    frame.title(figure, title);
-    frame.x_axis(figure);
-    frame.y_axis(figure);
-    let end = [
-        frame.from[0] + frame.size[0],
-        frame.from[1] + frame.size[1] + 32.0,
-    ];
-    figure.text(end, Anchor::End, SMALL, Ink::Faint, "step");
 }
 
 fn validation(figure: &mut Figure, structures: &[String], curve: &Curve, last: f64) {
@@ -264,6 +231,7 @@ fn validation(figure: &mut Figure, structures: &[String], curve: &Curve, last: f
 
 #[cfg(test)]
 mod tests {
+    use super::super::courses::POINTS;
     use super::*;
     use crate::cli::curve::{RolledBack, Step};
     use crate::model::CaseNote;
@@ -330,14 +298,5 @@ mod tests {
             assert!(page.into_html().contains("</svg>"));
             assert!(!figure.to_svg("").contains("NaN"));
         }
-    }
-
-    #[test]
-    fn thinning_keeps_the_last_point() {
-        let points: Vec<_> = (0..1001).map(|n| [f64::from(n), 0.0]).collect();
-        let thin = thinned(&points);
-        assert!(thin.len() <= POINTS && thin.last() == points.last());
-        assert!(thin.is_sorted_by(|a, b| a[0] < b[0]));
-        assert!(thinned(&[]).is_empty());
     }
 }
